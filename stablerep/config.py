@@ -1,0 +1,127 @@
+"""Configs: a frozen dataclass becomes the flags of a command, a YAML file, and a fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+Config = TypeVar("Config")
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one line that names the flag, the value and the way out."""
+
+
+def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    """Raise a UserError that suggests the nearest of `choices` unless value is one of them."""
+    if value in choices:
+        return
+    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else "there is"
+    raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:12])})")
+
+
+def parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
+    """Build a config from flags, over the fields of `--config FILE.yaml` where that is given.
+
+    Raises:
+        UserError: a config file that cannot be read, or a value the config refuses.
+        SystemExit: an unknown flag (tyro prints which, and the nearest known), or --help.
+    """
+    import tyro  # 0.2 s: only commands pay for it
+
+    argv = list(argv)
+    if "--config" in argv:
+        at = argv.index("--config")
+        if at + 1 == len(argv):
+            raise UserError("--config needs the path of a YAML file")
+        given = {word.split("=")[0] for word in argv}
+        path = Path(argv[at + 1])
+        argv[at : at + 2] = _flags(cls, _read(path), path, skip=given)
+    return tyro.cli(
+        cls,
+        args=argv,
+        prog=prog,
+        description=f"{(cls.__doc__ or '').strip()}\n\n--config FILE.yaml: read the fields from there; flags win.",
+        config=(tyro.conf.UseAppendAction,),  # --data A --data B
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain YAML types, in the order of its fields."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # tuples to lists, paths to text
+
+
+def save(config: Any, path: Path) -> None:
+    """Write a config as YAML, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    os.replace(partial, path)
+
+
+def load(cls: type[Config], path: Path) -> Config:
+    """Read what `save` wrote."""
+    values = _read(path)
+    _check_fields(cls, values, path)
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def fingerprint(values: Any) -> str:
+    """Twelve hex digits that change with any field of a config or value of a dict."""
+    if dataclasses.is_dataclass(values):
+        values = to_dict(values)
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def refuse_other_run(folder: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise a UserError that names the first difference between a folder's config and the one asked for."""
+    for name in sorted(earlier.keys() | now.keys()):
+        if earlier.get(name) != now.get(name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"--out {folder} holds another run: its {flag} is {earlier.get(name)!r}, not {now.get(name)!r}; "
+                "choose another --out, or the same value to go on"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold one mapping of field: value")
+    return values
+
+
+def _check_fields(cls: type, values: dict[str, Any], path: Path) -> None:
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        check_choice(f"{path}: field", name, names)
+
+
+def _flags(cls: type, values: dict[str, Any], path: Path, skip: set[str]) -> list[str]:
+    """Fields of a YAML file as the flags that would set them, less those given on the command line."""
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    _check_fields(cls, values, path)
+    flags = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        no_flag = "--no-" + name.replace("_", "-")
+        if value is None or flag in skip or no_flag in skip:
+            continue
+        if isinstance(value, bool):
+            flags.append(flag if value else no_flag)
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            flags += [flag, str(item)]
+    return flags

@@ -1,0 +1,250 @@
+"""Shards: encoded pictures in WebDataset tars, a Parquet row for each, and a stats file that says "done".
+
+    out/dataset.json          the resolved config; a rerun with another one refuses
+    out/000000.tar            000000042.json, 000000042.0.jpg ... for prompt id 42
+    out/000000.parquet        a row per picture: where it lies in the tar, how it was made
+    out/000000_stats.json     written last, after fsync: the shard is done if and only if this exists
+
+Tar bytes depend on the contents alone, so the same run gives the same file: sorted by prompt id and picture index, mtime 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stablerep.config import UserError, fingerprint, refuse_other_run
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One encoded picture and what its Parquet row says of how it was made."""
+
+    index: int
+    data: bytes
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The pictures of one prompt."""
+
+    prompt_id: int
+    prompt: str
+    ending: str  # "jpg", "png" or "webp"
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Where N encoded pictures lie; a file may hold one picture or thousands."""
+
+    files: tuple[Path, ...]
+    file: NDArray[np.int32]  # [N] index into files
+    offset: NDArray[np.int64]  # [N] bytes from the start of that file
+    size: NDArray[np.int64]  # [N] bytes
+    group: NDArray[np.int64]  # [N] prompt id in shards, picture number in a folder
+    images_per_group: int  # K
+    is_folder: bool
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+
+def start_dataset(out: Path, config: dict[str, Any]) -> None:
+    """Make `out` the home of one run: write its dataset.json, or check that the one there is the same run's.
+
+    Raises:
+        UserError: the folder holds another run's shards, or files that are no run's.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "dataset.json"
+    if path.exists():
+        refuse_other_run(out, _read_json(path)["config"], config)
+        return
+    strangers = [entry.name for entry in out.iterdir() if not entry.name.endswith(".partial")]
+    if strangers:
+        raise UserError(f"--out {out} holds files that are no run of ours ({strangers[0]}, ...); choose an empty folder")
+    _write(path, json.dumps({"hash": fingerprint(config), "config": config}, indent=1).encode())
+
+
+def is_done(out: Path, shard: int) -> bool:
+    """Whether a shard is whole; one that was damaged since counts as not done, so that a rerun makes it again."""
+    stats_path = _stats_path(out, shard)
+    if not stats_path.exists():
+        return False
+    try:
+        _open_shard(stats_path)
+    except UserError:
+        return False
+    return True
+
+
+def write_shard(out: Path, shard: int, samples: Sequence[Sample]) -> None:
+    """Write one shard whole: tar, rows, then the stats that make it count. Each file is fsynced and renamed."""
+    tar, rows = _pack(samples)
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table, compression="zstd")
+    _write(out / f"{shard:06}.tar", tar)
+    _write(out / f"{shard:06}.parquet", table.getvalue())
+    stats = {
+        "prompts": len(samples),
+        "images": len(rows),
+        "tar_bytes": len(tar),
+        "tar_sha256": hashlib.sha256(tar).hexdigest(),
+    }
+    _write(_stats_path(out, shard), json.dumps(stats).encode())
+
+
+def index_images(path: Path) -> ImageIndex:
+    """Index shards (a folder with dataset.json) or a folder of picture files."""
+    if not path.exists():
+        raise UserError(f"--data {path} does not exist")
+    return index_shards(path) if (path / "dataset.json").exists() else index_folder(path)
+
+
+def index_shards(out: Path) -> ImageIndex:
+    """Index the kept pictures of all done shards.
+
+    Raises:
+        UserError: no done shard, or a shard whose tar or rows are missing, cut short or unreadable.
+    """
+    done = sorted(out.glob("[0-9]*_stats.json"))
+    if not done:
+        raise UserError(f"{out} holds no finished shard; run stablerep-gen --out {out} again to go on")
+    opened = [_open_shard(stats_path) for stats_path in done]
+    tars = [tar for tar, _ in opened]
+    tables = [rows.filter(rows["kept"]) for _, rows in opened]
+    columns = pa.concat_tables(tables)
+    return ImageIndex(
+        files=tuple(tars),
+        file=np.repeat(np.arange(len(tars), dtype=np.int32), [len(table) for table in tables]),
+        offset=columns["offset"].to_numpy(),
+        size=columns["size"].to_numpy(),
+        group=columns["prompt_id"].to_numpy(),
+        images_per_group=_read_json(out / "dataset.json")["config"]["num_images_per_prompt"],
+        is_folder=False,
+    )
+
+
+def index_folder(folder: Path) -> ImageIndex:
+    """Index every jpg, png and webp file below a folder, in the order of their names; each is its own group."""
+    files = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS))
+    if not files:
+        raise UserError(f"--data {folder} holds no pictures ({', '.join(PICTURE_ENDINGS)}) and no shards")
+    numbers = np.arange(len(files))
+    return ImageIndex(
+        files=files,
+        file=numbers.astype(np.int32),
+        offset=np.zeros(len(files), np.int64),
+        size=np.array([path.stat().st_size for path in files], np.int64),
+        group=numbers,
+        images_per_group=1,
+        is_folder=True,
+    )
+
+
+def read_pictures(out: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Each picture of the done shards: its Parquet row and its encoded bytes."""
+    for stats_path in sorted(out.glob("[0-9]*_stats.json")):
+        tar = out / stats_path.name.replace("_stats.json", ".tar")
+        with tar.open("rb") as file:
+            for row in pq.read_table(tar.with_suffix(".parquet")).to_pylist():
+                file.seek(row["offset"])
+                yield row, file.read(row["size"])
+
+
+def _open_shard(stats_path: Path) -> tuple[Path, pa.Table]:
+    """The tar of a done shard and the rows that say where its pictures lie, or a UserError that says what is broken."""
+    tar = stats_path.with_name(stats_path.name.replace("_stats.json", ".tar"))
+    rows_path = tar.with_suffix(".parquet")
+    mend = "run its stablerep-gen command again to make it anew"
+    try:
+        tar_bytes = json.loads(stats_path.read_text())["tar_bytes"]
+        rows = pq.read_table(rows_path, columns=["prompt_id", "offset", "size", "kept"])
+        found = tar.stat().st_size
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        broken = next((path for path in (stats_path, rows_path, tar) if path.name in str(error)), rows_path)
+        if isinstance(error, (KeyError, json.JSONDecodeError)):
+            broken = stats_path
+        raise UserError(f"{broken} is damaged ({type(error).__name__}); {mend}") from error
+    if found != tar_bytes:
+        raise UserError(f"{tar} is damaged: {tar_bytes} bytes expected, {found} found; {mend}")
+    return tar, rows
+
+
+def _pack(samples: Sequence[Sample]) -> tuple[bytes, list[dict[str, Any]]]:
+    buffer = io.BytesIO()
+    rows = []
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+
+        def add(name: str, data: bytes) -> int:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            offset = buffer.tell() + tarfile.BLOCKSIZE  # a USTAR header is one block
+            tar.addfile(member, io.BytesIO(data))
+            return offset
+
+        for sample in sorted(samples, key=lambda sample: sample.prompt_id):
+            key = f"{sample.prompt_id:09}"
+            about = {"prompt_id": sample.prompt_id, "prompt": sample.prompt, "num_images": len(sample.pictures)}
+            add(f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+            for picture in sorted(sample.pictures, key=lambda picture: picture.index):
+                offset = add(f"{key}.{picture.index}.{sample.ending}", picture.data)
+                rows.append(
+                    {
+                        "prompt_id": sample.prompt_id,
+                        "index": picture.index,
+                        "prompt": sample.prompt,
+                        "kept": True,
+                        **picture.row,
+                        "offset": offset,
+                        "size": len(picture.data),
+                        "sha256": hashlib.sha256(picture.data).hexdigest(),
+                    }
+                )
+    return buffer.getvalue(), rows
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and on the disk when this returns."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # a full disk: give back what the half file took
+        raise
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+
+
+def _stats_path(out: Path, shard: int) -> Path:
+    return out / f"{shard:06}_stats.json"
