@@ -1,0 +1,89 @@
+"""What `stablerep-gen` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stablerep.config import UserError, check_choice
+
+ENGINES = ("torch",)
+SCHEDULERS = ("ddim", "dpmsolver++")
+FORMATS = ("jpg", "png", "webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Paint K pictures of every prompt into shards."""
+
+    prompts: Path
+    """File of prompts: .txt (one a line), .csv, .jsonl or .parquet (column prompt, caption or text)."""
+
+    out: Path
+    """Folder for the shards. The same command again goes on where it stopped."""
+
+    model: str = "default"
+    """Diffusers pipeline of the Stable Diffusion 1.x/2.x kind: a folder, a hub name, or the embedded default."""
+
+    engine: str = "torch"
+    """What runs the UNet and the VAE decoder."""
+
+    num_images_per_prompt: int = 10
+    """K. The recipe's value; 4 is nearly as good."""
+
+    guidance_scale: float = 2.0
+    """Classifier-free guidance. The recipe's value: 7.5 looks better and trains worse."""
+
+    num_inference_steps: int = 50
+    """Denoising steps; dpmsolver++ needs about 12."""
+
+    scheduler: str = "ddim"
+    """ddim or dpmsolver++ (2M)."""
+
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+
+    image_size: int | None = None
+    """Store pictures of this many pixels a side, resized with antialiasing. As sampled if not given."""
+
+    image_format: str = "jpg"
+    """jpg (quality 95), png or webp."""
+
+    prompts_per_shard: int = 100
+    """A stop loses at most the shard at work."""
+
+    batch_size: int = 64
+    """Pictures painted at once."""
+
+    seed: int = 0
+    """Noise is a function of (seed, prompt id, picture index) alone."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        check_choice("--engine", self.engine, ENGINES)
+        check_choice("--scheduler", self.scheduler, SCHEDULERS)
+        check_choice("--image-format", self.image_format, FORMATS)
+        for name in ("num_images_per_prompt", "num_inference_steps", "prompts_per_shard", "batch_size"):
+            _at_least_one(name, getattr(self, name))
+        if self.image_size is not None:
+            _at_least_one("image_size", self.image_size)
+        if self.num_images_per_prompt > 10_000:
+            raise UserError(f"--num-images-per-prompt must be at most 10000, got {self.num_images_per_prompt}")
+        if not 0 <= self.guidance_scale <= 100:
+            raise UserError(f"--guidance-scale must be between 0 and 100, got {self.guidance_scale}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must be between 0 and 2^63 - 1, got {self.seed}")
+
+    def picture_fields(self) -> dict[str, Any]:
+        """The fields that a picture's pixels depend on, besides the prompt and the weights."""
+        names = ("engine", "guidance_scale", "num_inference_steps", "scheduler", "negative_prompt")
+        more = ("image_size", "image_format", "seed", "num_images_per_prompt", "prompts_per_shard")
+        return {name: getattr(self, name) for name in (*names, *more)}
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

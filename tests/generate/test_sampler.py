@@ -1,0 +1,59 @@
+"""The plain diffusers pipeline is the oracle: same noise, same prompt, same picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from stablerep import ops
+from stablerep.generate.engines.torch import TorchEngine
+from stablerep.generate.pipeline import Pipeline, default_generator
+from stablerep.generate.sampler import sample
+from stablerep.generate.schedule import make_schedule
+
+PROMPTS = ["a photo of a dark slim sneaker", "a photo of a white bag"]
+
+
+def paint(pipeline: Pipeline, prompt_ids: list[int], indices: list[int], **changes) -> np.ndarray:
+    settings = {"guidance_scale": 2.0, "seed": 5, "image_size": None, "name": "ddim", "steps": 6} | changes
+    schedule = make_schedule(settings.pop("name"), pipeline.scheduler_config, settings.pop("steps"), torch.device("cpu"))
+    images = sample(
+        TorchEngine(pipeline),
+        schedule,
+        pipeline.encode([PROMPTS[i] for i in prompt_ids]),
+        pipeline.encode([""]),
+        torch.tensor(prompt_ids),
+        torch.tensor(indices),
+        latent_shape=pipeline.latent_shape,
+        **settings,
+    )
+    return images.numpy()
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0, 7.5])
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+def test_equals_the_plain_diffusers_pipeline(pipeline: Pipeline, name: str, guidance_scale: float) -> None:
+    theirs = StableDiffusionPipeline.from_pretrained(default_generator(), dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    kind = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[name]
+    theirs.scheduler = kind.from_config(theirs.scheduler.config)
+    noise = ops.philox_normal(5, torch.tensor([0, 1]), torch.tensor([3, 0]), pipeline.latent_shape)
+    expected = theirs(
+        PROMPTS, num_inference_steps=6, guidance_scale=guidance_scale, latents=noise, output_type="np"
+    ).images
+    ours = paint(pipeline, [0, 1], [3, 0], name=name, guidance_scale=guidance_scale)
+    assert np.abs(ours - 255 * expected).max() <= 1.0  # grey levels: rounding
+
+
+def test_a_picture_does_not_depend_on_its_batch(pipeline: Pipeline) -> None:
+    together = paint(pipeline, [0, 1, 1], [0, 0, 1]).astype(int)
+    alone = paint(pipeline, [1], [1]).astype(int)
+    assert np.abs(together[2] - alone[0]).max() <= 1
+    assert np.abs(together[1] - together[2]).max() > 50  # another index, another picture
+
+
+def test_image_size_resizes_before_storing(pipeline: Pipeline) -> None:
+    assert paint(pipeline, [0], [0], image_size=20).shape == (1, 20, 20, 3)
+    assert paint(pipeline, [0], [0], image_size=48).shape == (1, 48, 48, 3)
