@@ -1,0 +1,73 @@
+"""StableRep: train vision encoders on pictures from a text-to-image model.
+
+generate(prompts=..., out=...) paints shards, train(data=..., out=...) trains an encoder on them, and
+evaluate(checkpoint=..., data=..., out=...) measures it on real photos. Each takes the fields of its config.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stablerep.generate import GenerateSummary
+    from stablerep.models import InputTransform
+
+__version__ = "0.1.0"
+__all__ = ["default_generator", "evaluate", "generate", "load_encoder", "train"]
+
+# Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
+
+
+def generate(**fields: Any) -> GenerateSummary:
+    """Paint K pictures of every prompt into shards; fields as in generate.GenerateConfig."""
+    from stablerep.generate import GenerateConfig, generate
+
+    return generate(GenerateConfig(**fields))
+
+
+def train(**fields: Any) -> Path:
+    """Train an encoder; fields as in train.TrainConfig. Returns the exported folder."""
+    from stablerep.train import TrainConfig, train
+
+    return train(TrainConfig(**fields))
+
+
+def evaluate(**fields: Any) -> dict[str, Any]:
+    """Measure a frozen encoder on a labelled set; fields as in evaluate.EvaluateConfig. Returns the results."""
+    from stablerep.evaluate import EvaluateConfig, evaluate
+
+    return evaluate(EvaluateConfig(**fields))
+
+
+def load_encoder(path: str | Path) -> tuple[nn.Module, InputTransform]:
+    """Open a trained encoder (a run's folder or its exported/ folder) with the transform its pictures need."""
+    from stablerep.models import load_encoder
+
+    return load_encoder(Path(path))
+
+
+def default_generator() -> Path:
+    """The folder of the Stable Diffusion pipeline that ships with the package."""
+    from stablerep.generate import default_generator
+
+    return default_generator()
+
+
+class _Face(ModuleType):
+    """generate, train and evaluate are functions here and the names of the packages that do the work.
+
+    Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import ...`
+    finds the packages as ever.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

@@ -1,0 +1,3 @@
+from stablerep.report.page import Report, write_report
+
+__all__ = ["Report", "write_report"]

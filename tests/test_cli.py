@@ -1,0 +1,58 @@
+"""The commands as a user meets them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stablerep import cli, shards
+from stablerep.shards import index_shards
+
+
+def refused(command, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        command(argv)
+    assert stop.value.code == 2
+    text = capsys.readouterr().err.strip()
+    assert "Traceback" not in text
+    last = text.splitlines()[-1]
+    assert last.startswith("stablerep-")
+    return last
+
+
+def test_gen_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--prompts", str(tmp_path / "none.txt"), "--out", str(tmp_path / "out")]
+    assert "none.txt does not exist" in refused(cli.gen, argv, capsys)
+    assert "did you mean ddim" in refused(cli.gen, [*argv, "--scheduler", "dddim"], capsys)
+
+
+def test_gen_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    (tmp_path / "p.txt").write_text("a bag\na shirt\n")
+    few = ["--num-images-per-prompt", "1", "--num-inference-steps", "1", "--prompts-per-shard", "1"]
+    argv = ["--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out"), *few]
+    write = shards._write
+
+    def full_after_the_first_shard(path: Path, data: bytes) -> None:
+        if path.name.startswith("000001"):
+            raise OSError(28, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(shards, "_write", full_after_the_first_shard)
+    assert "No space left on device" in refused(cli.gen, argv, capsys)
+    monkeypatch.undo()
+    assert len(index_shards(tmp_path / "out")) == 1  # the first shard is kept
+    cli.gen(argv)
+    assert len(index_shards(tmp_path / "out")) == 2
+
+
+def test_train_and_eval_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert "nowhere" in refused(cli.train, ["--data", str(tmp_path / "nowhere"), *out], capsys)
+    argv = ["--checkpoint", "pixels", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "measured")]
+    assert "nowhere" in refused(cli.evaluate, argv, capsys)
+
+
+def test_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.doctor([])
+    assert "torch" in capsys.readouterr().out
