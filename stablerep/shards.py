@@ -5,7 +5,8 @@
     out/000000.parquet        a row per picture: where it lies in the tar, how it was made
     out/000000_stats.json     written last, after fsync: the shard is done if and only if this exists
 
-Tar bytes depend on the contents alone, so the same run gives the same file: sorted by prompt id and picture index, mtime 0.
+Tar bytes depend on the contents alone (sorted by prompt id and picture index, mtime 0): the same run gives the same
+file.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def start_dataset(out: Path, config: dict[str, Any]) -> None:
         return
     strangers = [entry.name for entry in out.iterdir() if not entry.name.endswith(".partial")]
     if strangers:
-        raise UserError(f"--out {out} holds files that are no run of ours ({strangers[0]}, ...); choose an empty folder")
+        raise UserError(
+            f"--out {out} holds files that are no run of ours ({strangers[0]}, ...); choose an empty folder"
+        )
     _write(path, json.dumps({"hash": fingerprint(config), "config": config}, indent=1).encode())
 
 

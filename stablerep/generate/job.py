@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stablerep import shards
-from stablerep.config import UserError
+from stablerep import distributed, shards
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, open_pipeline
@@ -60,10 +59,15 @@ def generate(config: GenerateConfig) -> GenerateSummary:
     Raises:
         UserError: bad prompts or model, or a folder that holds another run.
     """
-    out = Path(config.out)
     prompts = read_prompts(Path(config.prompts))
-    device = _device(config.device)
-    pipeline = open_pipeline(config.model, device)
+    with distributed.start(config.device) as device:
+        return _generate(config, prompts, open_pipeline(config.model, device), device)
+
+
+def _generate(
+    config: GenerateConfig, prompts: Sequence[Prompt], pipeline: Pipeline, device: torch.device
+) -> GenerateSummary:
+    out = Path(config.out)
     schedule = make_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
     identity = {
         **config.picture_fields(),
@@ -103,7 +107,9 @@ def generate(config: GenerateConfig) -> GenerateSummary:
     )
 
 
-def _paint(pipeline: Pipeline, schedule: Schedule, prompts: Sequence[Prompt], config: GenerateConfig):
+def _paint(
+    pipeline: Pipeline, schedule: Schedule, prompts: Sequence[Prompt], config: GenerateConfig
+) -> Iterator[Tensor]:
     """Yield the pictures of these prompts in order, a batch [B, H, W, 3] uint8 on the host at a time."""
     k = config.num_images_per_prompt
     device = schedule.timesteps.device
@@ -166,15 +172,3 @@ def _encode(image: Tensor, image_format: str) -> bytes:
 
 def _hash_prompts(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()[:12]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: no CUDA GPU here (stablerep-doctor says why); use --device cpu")
-    return device

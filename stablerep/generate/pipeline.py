@@ -89,7 +89,9 @@ def open_pipeline(model: str, device: torch.device) -> Pipeline:
         )
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--model {model} is not a Stable Diffusion 1.x/2.x pipeline of safetensors: {reason}") from error
+        raise UserError(
+            f"--model {model} is not a Stable Diffusion 1.x/2.x pipeline of safetensors: {reason}"
+        ) from error
     parts.to(device)
     for module in (parts.unet, parts.vae, parts.text_encoder):
         module.eval().requires_grad_(False)

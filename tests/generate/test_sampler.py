@@ -18,7 +18,9 @@ PROMPTS = ["a photo of a dark slim sneaker", "a photo of a white bag"]
 
 def paint(pipeline: Pipeline, prompt_ids: list[int], indices: list[int], **changes) -> np.ndarray:
     settings = {"guidance_scale": 2.0, "seed": 5, "image_size": None, "name": "ddim", "steps": 6} | changes
-    schedule = make_schedule(settings.pop("name"), pipeline.scheduler_config, settings.pop("steps"), torch.device("cpu"))
+    schedule = make_schedule(
+        settings.pop("name"), pipeline.scheduler_config, settings.pop("steps"), torch.device("cpu")
+    )
     images = sample(
         TorchEngine(pipeline),
         schedule,

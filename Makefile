@@ -1,0 +1,59 @@
+# make demo, make test. VENV=dir takes another virtual environment, PYTHON=python3.12 another Python.
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.stablerep-installed
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help setup photos demo test lint bench gpu-check
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED) ## make the virtual environment and install the package with its tests' needs
+
+$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "Python 3.10 to 3.13 is needed; for another one than $(PYTHON): make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12"; exit 1; }
+	@missing=; \
+	command -v c++ > /dev/null || missing+=" g++"; \
+	$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || missing+=" python3-venv"; \
+	$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2> /dev/null || missing+=" python3-dev"; \
+	[ -z "$$missing" ] || { echo "something is missing; run: sudo apt-get install$$missing"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -e '.[dev]' -c constraints.txt
+	@touch $@
+
+photos: setup ## fetch the real photos (Fashion-MNIST)
+	@examples/fashion/fetch_photos.sh $(PY)
+
+demo: photos ## paint, train and evaluate on two CPU cores; ends with a table and a report
+	$(PY) -m examples.fashion.demo --out runs/demo
+
+test: photos ## run the tests
+	$(PY) -m pytest
+
+lint: setup ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: setup ## measure, record in benchmarks/results, print
+	$(PY) -m pytest benchmarks --benchmark -q
+	$(PY) -m benchmarks.table
+
+# Without network: WHEELS=dir holds wheels of what this machine's own Python lacks; torch comes from that Python.
+gpu-check: GPU_VENV := $(if $(WHEELS),build/gpu-check,$(VENV))
+gpu-check: $(if $(WHEELS),offline,setup) ## check and measure what needs a CUDA GPU (OUT=dir, WHEELS=dir)
+	$(GPU_VENV)/bin/python -m benchmarks.gpu_check $(if $(OUT),--out $(OUT))
+
+.PHONY: offline
+offline:
+	rm -rf build/gpu-check
+	$(PYTHON) -m venv --without-pip build/gpu-check
+	$(PYTHON) -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
+	  > $$(build/gpu-check/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/machine.pth
+	shopt -s nullglob; for wheel in $(WHEELS)/*.whl; do \
+	  build/gpu-check/bin/python -m pip install -q --no-index --find-links $(WHEELS) --no-deps "$$wheel"; done
+	build/gpu-check/bin/python -m pip install -q --no-index --no-deps --no-build-isolation -e .

@@ -1,0 +1,69 @@
+// Python bindings of stablerep._native, and nothing else. Addresses come as integers from torch's data_ptr(): the
+// module is built without libtorch and fits any version of it. Callers check shapes, dtypes and devices.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "noise.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace {
+
+template <typename T>
+T* at(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void philox_normal(uint64_t seed, std::uintptr_t prompt_ids, std::uintptr_t indices, int64_t images, int64_t elements,
+                   std::uintptr_t out, int threads) {
+    const py::gil_scoped_release release;
+    stablerep::philox_normal(seed, at<const int64_t>(prompt_ids), at<const int64_t>(indices), images, elements,
+                             at<float>(out), threads);
+}
+
+#ifdef STABLEREP_CUDA
+void check_cuda(const char* what, int error) {
+    if (error != 0) throw std::runtime_error(std::string(what) + ": CUDA error: " + stablerep::cuda_error_text(error));
+}
+
+void philox_normal_cuda(uint64_t seed, std::uintptr_t prompt_ids, std::uintptr_t indices, int64_t images,
+                        int64_t elements, std::uintptr_t out, int device, std::uintptr_t stream) {
+    check_cuda("philox_normal", stablerep::philox_normal_cuda(seed, at<const int64_t>(prompt_ids),
+                                                              at<const int64_t>(indices), images, elements,
+                                                              at<float>(out), device, at<void>(stream)));
+}
+#endif
+
+// What was really compiled: stablerep-doctor prints it, why_not() reads it.
+py::dict build_info() {
+    py::dict info("version"_a = STABLEREP_VERSION, "compiler"_a = STABLEREP_COMPILER, "openmp"_a = false,
+                  "cuda"_a = py::none(), "cuda_architectures"_a = py::none());
+#ifdef _OPENMP
+    info["openmp"] = true;
+#endif
+#ifdef STABLEREP_CUDA
+    info["cuda"] = STABLEREP_CUDA;
+    info["cuda_architectures"] = STABLEREP_CUDA_ARCHITECTURES;
+#endif
+    return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+    m.def("build_info", &build_info);
+    m.def("philox_normal", &philox_normal, "seed"_a, "prompt_ids"_a, "indices"_a, "images"_a, "elements"_a, "out"_a,
+          "threads"_a);
+#ifdef STABLEREP_CUDA
+    m.def("philox_normal_cuda", &philox_normal_cuda, "seed"_a, "prompt_ids"_a, "indices"_a, "images"_a, "elements"_a,
+          "out"_a, "device"_a, "stream"_a);
+#endif
+}
