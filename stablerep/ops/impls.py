@@ -1,0 +1,47 @@
+"""Which implementation of an op runs: "auto" decides once per op and device and says so, a named one runs or raises."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+
+WhyNot = Callable[[str], str | None]  # device type -> why an implementation cannot run there
+
+log = logging.getLogger("stablerep.ops")
+
+
+class ImplUnavailable(RuntimeError):
+    """The implementation asked for cannot run here; the text says why and what can."""
+
+
+def choose(op: str, impl: str, device_type: str, impls: Mapping[str, WhyNot]) -> str:
+    """The implementation to run; impls is ordered from the fastest to the reference.
+
+    Raises:
+        ImplUnavailable: impl is unknown, or cannot run on that device.
+    """
+    if impl == "auto":
+        return _auto(op, device_type, tuple(impls.items()))
+    reason = impls[impl](device_type) if impl in impls else "there is no such implementation"
+    if reason:
+        available = [name for name, why_not in impls.items() if not why_not(device_type)]
+        raise ImplUnavailable(f"{op}: impl={impl!r} cannot run: {reason}; have {available}")
+    return impl
+
+
+@functools.cache
+def _auto(op: str, device_type: str, impls: tuple[tuple[str, WhyNot], ...]) -> str:
+    passed_over: list[str] = []
+    for name, why_not in impls:
+        reason = why_not(device_type)
+        if reason is None:
+            log.info("%s on %s: %s%s", op, device_type, name, "".join(f"; {text}" for text in passed_over))
+            return name
+        passed_over.append(f"{name} cannot run: {reason}")
+    raise ImplUnavailable(f"{op} cannot run on {device_type}: " + "; ".join(passed_over))
+
+
+def anywhere(device_type: str) -> str | None:
+    """The WhyNot of plain torch code."""
+    return None

@@ -1,0 +1,86 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RANKS_SECONDS = 120
+
+
+@pytest.fixture
+def run_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
+    """run_ranks(n, fn, *args): fn(*args) in n gloo processes; the results by rank, or the first traceback.
+
+    fn and args are pickled: fn must stand at the top of a test module.
+    """
+
+    def run(n: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed"])  # torch is then imported once for all ranks
+        rendezvous = tmp_path / f"rendezvous{len(list(tmp_path.iterdir()))}"
+        pipes = [context.Pipe(duplex=False) for _ in range(n)]
+        workers = [
+            context.Process(target=_rank_main, args=(rank, n, str(rendezvous), sender, fn, args), daemon=True)
+            for rank, (_, sender) in enumerate(pipes)
+        ]
+        for worker, (_, sender) in zip(workers, pipes, strict=True):
+            worker.start()
+            sender.close()  # a rank that dies then ends its pipe
+        try:
+            return _collect([receiver for receiver, _ in pipes])
+        finally:
+            for worker in workers:
+                worker.terminate()
+                worker.join()
+
+    return run
+
+
+def _collect(receivers: list[Connection]) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(receivers):
+        waiting = [receiver for rank, receiver in enumerate(receivers) if rank not in results]
+        ready = multiprocessing.connection.wait(waiting, timeout=RANKS_SECONDS)
+        if not ready:
+            raise AssertionError(f"ranks {sorted(set(range(len(receivers))) - set(results))} still hang")
+        for receiver in ready:
+            rank = receivers.index(receiver)  # type: ignore[arg-type]
+            try:
+                ok, value = receiver.recv()  # type: ignore[union-attr]
+            except EOFError:
+                raise AssertionError(f"rank {rank} died without a word") from None
+            if not ok:
+                raise AssertionError(f"rank {rank} of {len(receivers)}:\n{value}")
+            results[rank] = value
+    return [results[rank] for rank in range(len(receivers))]
+
+
+def _rank_main(
+    rank: int, world_size: int, rendezvous: str, sender: Connection, fn: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{rendezvous}",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=RANKS_SECONDS),
+        )
+        sender.send((True, fn(*args)))
+        dist.barrier()  # no rank leaves while another still talks to it
+        dist.destroy_process_group()
+    except BaseException:
+        sender.send((False, traceback.format_exc()))
