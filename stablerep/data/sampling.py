@@ -1,0 +1,164 @@
+"""Which pictures make up the batch of a step: a pure function of (seed, step), the same on every rank."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stablerep.config import UserError, fingerprint
+from stablerep.shards import ImageIndex, index_images
+
+GroupBy = Literal["prompt", "image"]
+ORDER, CHOICE, AUGMENT = range(3)  # streams of random numbers, so that one use never shifts another
+
+log = logging.getLogger("stablerep.data")
+
+
+def random_stream(seed: int, stream: int, step: int, source: int = 0) -> np.random.Generator:
+    """Numbers that depend on these four alone: a counter, no state to save."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, step, source]))
+
+
+@dataclass(frozen=True)
+class Source:
+    """One --data: its pictures by group. A group is what a label stands for: a prompt, or a single picture."""
+
+    index: ImageIndex
+    weight: float
+    members: NDArray[np.int64]  # picture numbers, those of a group side by side
+    first: NDArray[np.int64]  # [G] where a group starts in members
+    count: NDArray[np.int64]  # [G] how many it has
+
+
+@dataclass(frozen=True)
+class Picks:
+    """The pictures of one batch; the views of a group lie side by side."""
+
+    source: NDArray[np.int64]  # [B] index into the sampler's sources
+    image: NDArray[np.int64]  # [B] index into that source's pictures
+    label: NDArray[np.int64]  # [B] equal = same group, over all sources
+
+
+def open_source(data: str, group_by: GroupBy, views: int) -> Source:
+    """Open PATH or PATH:WEIGHT.
+
+    With group_by "prompt" the views of a group are different pictures of one prompt; a folder, which has no prompts,
+    gives several views of the same photo. With "image" the views are of one picture wherever it lies.
+
+    Raises:
+        UserError: nothing there, a weight that is none, or shards with fewer pictures a prompt than views.
+    """
+    path, weight = _split_weight(data)
+    index = index_images(path)
+    by_prompt = group_by == "prompt" and not index.is_folder
+    if by_prompt and index.images_per_group < views:
+        raise UserError(
+            f"--data {path} holds {index.images_per_group} pictures a prompt, fewer than --views-per-prompt {views}; "
+            f"lower --views-per-prompt, or run stablerep-gen with --num-images-per-prompt {views} or more"
+        )
+    group = index.group if by_prompt else np.arange(len(index))
+    members = np.argsort(group, kind="stable")
+    _, first, count = np.unique(group[members], return_index=True, return_counts=True)
+    if by_prompt and (short := count < views).any():
+        log.warning(
+            "%s: %d of %d prompts kept fewer than %d pictures and are left out", path, short.sum(), len(count), views
+        )
+        first, count = first[~short], count[~short]
+    if not len(count):
+        raise UserError(f"--data {path} has no prompt with {views} kept pictures; lower --views-per-prompt")
+    return Source(index, weight, members, first, count)
+
+
+class Sampler:
+    """Deals the groups of all sources out to steps, mixed in every batch by weight; an epoch shows each group once.
+
+    A source of more weight than groups comes round more often than the others; no batch is cut short at its end.
+    """
+
+    def __init__(self, sources: Sequence[Source], groups_per_step: int, views: int, seed: int) -> None:
+        self.sources, self.views, self.seed = tuple(sources), views, seed
+        self._groups = _share(groups_per_step, [source.weight for source in sources])
+        self._label_base = np.cumsum([0] + [len(source.count) for source in sources])
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # source -> its epoch and the order of it
+
+    @property
+    def num_groups(self) -> int:
+        return int(self._label_base[-1])
+
+    @property
+    def images_per_step(self) -> int:
+        return sum(self._groups) * self.views
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.num_groups / sum(self._groups)
+
+    def fingerprint(self) -> str:
+        """Changes when pictures come or go, which would change what a step means."""
+        return fingerprint([[len(s.index), int(s.index.size.sum()), len(s.count)] for s in self.sources])
+
+    def picks(self, step: int) -> Picks:
+        """The pictures of one step, for all ranks together."""
+        parts = [self._picks(number, step) for number in range(len(self.sources))]
+        return Picks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _picks(self, number: int, step: int) -> tuple[NDArray[np.int64], ...]:
+        source = self.sources[number]
+        group = self._deal(number, step)  # [G]
+        if source.count.max() == 1:
+            chosen = np.zeros((len(group), self.views), np.int64)
+        else:  # a random key for each member, the smallest win: drawn without replacement
+            keys = random_stream(self.seed, CHOICE, step, number).random((len(group), int(source.count.max())))
+            keys[np.arange(keys.shape[1]) >= source.count[group][:, None]] = np.inf
+            chosen = np.argsort(keys, axis=1)[:, : self.views]
+        image = source.members[source.first[group][:, None] + chosen]  # [G, views]
+        label = np.repeat(group + self._label_base[number], self.views)
+        return np.full(image.size, number), image.reshape(-1), label
+
+    def _deal(self, number: int, step: int) -> NDArray[np.int64]:
+        """The next groups of one source, in an order drawn anew each time it comes round."""
+        total, share = len(self.sources[number].count), self._groups[number]
+        position = step * share + np.arange(share)
+        dealt = [
+            self._order(number, int(e))[position[position // total == e] % total] for e in np.unique(position // total)
+        ]
+        return np.concatenate(dealt) if dealt else position
+
+    def _order(self, number: int, epoch: int) -> NDArray[np.int64]:
+        if self._orders.get(number, (-1,))[0] != epoch:
+            order = random_stream(self.seed, ORDER, epoch, number).permutation(len(self.sources[number].count))
+            self._orders[number] = (epoch, order)
+        return self._orders[number][1]
+
+
+def _split_weight(data: str) -> tuple[Path, float]:
+    path, colon, text = data.rpartition(":")
+    if not colon or Path(data).exists():
+        return Path(data), 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        return Path(data), 1.0  # a path with a colon in it
+    if not 0 < weight < float("inf"):
+        raise UserError(f"--data {data}: the weight after the colon must be above 0, got {text}")
+    return Path(path), weight
+
+
+def _share(total: int, weights: Sequence[float]) -> list[int]:
+    """Split a whole number by weight; what rounding leaves goes to the largest remainders."""
+    exact = np.asarray(weights) / sum(weights) * total
+    shares = np.floor(exact).astype(int)
+    for number in np.argsort(shares - exact, kind="stable")[: total - shares.sum()]:
+        shares[number] += 1
+    if (shares == 0).any():
+        raise UserError(
+            f"--batch-size gives {total} groups a step, too few for {len(weights)} sources "
+            f"of weights {tuple(weights)}; raise --batch-size or the smallest weight"
+        )
+    return shares.tolist()

@@ -1,0 +1,95 @@
+"""The ranks of one training run: torchrun starts them, gloo or NCCL joins them; without torchrun there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from stablerep.config import UserError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def everyone() -> dist.ProcessGroup | None:
+    """The group of all ranks; None where this process is alone."""
+    return dist.group.WORLD if world_size() > 1 else None
+
+
+@contextmanager
+def start(device: str) -> Iterator[torch.device]:
+    """Join the other ranks, where torchrun started any, and give this rank's device.
+
+    device is `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        UserError: device asks for CUDA and there is none, or is no device at all.
+    """
+    chosen = _device(device)
+    joins = dist.is_torchelastic_launched() and not dist.is_initialized()
+    if joins:
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", dist.get_node_local_rank())
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    try:
+        yield chosen
+    finally:
+        if joins:
+            dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean over ranks, in place; without gradient."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def sum_with_gradient(values: Tensor) -> Tensor:
+    """The sum over ranks; the gradient of each rank's copy reaches every rank's values."""
+    return _Sum.apply(values) if world_size() > 1 else values
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name!r} is unknown; use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name} is not on this machine ({torch.cuda.device_count()} GPUs); use --device cpu")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
+    return device

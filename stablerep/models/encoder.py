@@ -1,0 +1,101 @@
+"""Any timm model as an encoder: pictures in, one row of features each out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stablerep.config import UserError, check_choice
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALL_PICTURE = 64  # pixels; a ResNet's first stage would see such a picture at 16 x 16 or less
+ENLARGE = 2
+
+
+@dataclass(frozen=True)
+class InputTransform:
+    """From decoded pictures to what an encoder takes."""
+
+    image_size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __call__(self, images: Tensor) -> Tensor:  # uint8 [B, H, W, 3] -> float32 [B, 3, S, S]
+        """Resize (bilinear, antialiased where it shrinks) and normalise, on the device of the images."""
+        pixels = images.permute(0, 3, 1, 2).float()
+        size = (self.image_size, self.image_size)
+        if pixels.shape[2:] != size:
+            pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        return (pixels / 255 - mean) / std
+
+
+class Enlarged(nn.Module):
+    """A timm model that sees its pictures at twice their size."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.num_features = body.num_features
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, 3, S, S] -> [B, D]
+        return self.body(functional.interpolate(images, scale_factor=ENLARGE, mode="bilinear"))
+
+
+def create_encoder(arch: str, image_size: int, pretrained: bool = False) -> nn.Module:
+    """A timm model without classifier: [B, 3, image_size, image_size] to [B, num_features].
+
+    Features are what timm pools for that model: the class token of a plain ViT, the average of a CNN.
+
+    Raises:
+        UserError: timm has no such model, it cannot take that size, or its pretrained weights cannot be had.
+    """
+    import timm
+
+    check_choice("--arch", arch.split(".")[0], timm.list_models())
+    options: dict[str, Any] = {}
+    if timm.models.get_pretrained_cfg(arch.split(".")[0]).fixed_input_size:  # ViTs and their kin are built for one size
+        options["img_size"] = image_size
+    try:
+        encoder = timm.create_model(arch, pretrained=pretrained, num_classes=0, **options)
+        encoder = stem_for_size(encoder, image_size)
+        _check_forward(encoder, image_size)
+    except (RuntimeError, ValueError, AssertionError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"--arch {arch} cannot be built for --image-size {image_size}: {reason}") from error
+    return encoder
+
+
+def stem_for_size(encoder: nn.Module, image_size: int) -> nn.Module:
+    """Give a ResNet a stem fit for small pictures, in a way that plain timm can open afterwards.
+
+    A timm ResNet begins with a stride-2 convolution and a stride-2 max-pool: of 32 x 32 pixels its first stage would
+    see 8 x 8 and its last 1 x 1. timm's arguments reach neither stride, and weights trained with other strides would
+    open in timm without a word and give other features. So the picture is enlarged instead: under a stride-2
+    convolution, twice the pixels is a stride-1 stem on the picture itself, at the same cost, and the network stays
+    the one timm knows. An export writes the enlarged size as its input size (docs/decisions has the measurement).
+
+    Other models, and larger pictures, are returned as they are.
+    """
+    is_resnet = hasattr(encoder, "conv1") and hasattr(encoder, "maxpool")
+    return Enlarged(encoder) if is_resnet and image_size <= SMALL_PICTURE else encoder
+
+
+def _check_forward(encoder: nn.Module, image_size: int) -> None:
+    """Run one black picture, so that a size the model cannot take is found before any work is done."""
+    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
+    if patch is not None and image_size % patch[0]:  # timm would leave out the pixels on the right and below
+        raise ValueError(f"it sees patches of {patch[0]} pixels; choose a multiple of {patch[0]}")
+    encoder.eval()
+    with torch.no_grad():
+        features = encoder(torch.zeros(1, 3, image_size, image_size))
+    if features.dim() != 2:
+        raise ValueError(f"it gives features of shape {tuple(features.shape[1:])}, not one row a picture")
+    encoder.num_features = features.shape[1]  # some models pool to another width than timm's num_features says
+    encoder.train()

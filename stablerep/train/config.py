@@ -1,0 +1,153 @@
+"""What a training run is asked to do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from stablerep.config import UserError, check_choice
+from stablerep.data.augment import AugmentConfig
+from stablerep.train.objective import OBJECTIVES
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train an encoder so that pictures of one prompt (or views of one picture) come to lie together."""
+
+    data: tuple[str, ...]
+    """Shards of stablerep-gen, or a folder of pictures, as PATH or PATH:WEIGHT. Given more than once, every batch mixes
+    them by weight (1 where none is given)."""
+
+    out: Path
+    """Folder of the run. Given again with the same settings, the run goes on where it stopped."""
+
+    objective: str = "stablerep"
+    """`stablerep`: several pictures of one prompt are positives (of a folder: several views of one photo).
+    `simclr`: two views of one picture are."""
+
+    arch: str = "vit_base_patch16_224"
+    """Any timm model."""
+
+    image_size: int = 224
+    """Side in pixels of the crops the encoder is trained on."""
+
+    views_per_prompt: int = 6
+    """Pictures of a prompt in a batch, drawn anew each time (m of K); `simclr` always takes 2 of a picture."""
+
+    batch_size: int = 768
+    """Pictures in a step, over all ranks."""
+
+    epochs: float = 35.0
+    """How often each prompt is seen (`simclr`: each picture)."""
+
+    steps: int = 0
+    """Length of the run in steps, in place of --epochs; 0: as --epochs says."""
+
+    base_lr: float = 2e-4
+    """The peak learning rate is this times batch_size / 256 / 2, as in the paper."""
+
+    weight_decay: float = 0.1
+    """AdamW's, on matrices and convolutions only."""
+
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+
+    beta2: float = 0.98
+    """AdamW's decay of the mean squared gradient."""
+
+    warmup: float = 0.02
+    """Share of the steps in which the learning rate rises; then it falls as a half cosine."""
+
+    temperature: float = 0.1
+    """Of the contrastive loss."""
+
+    head_hidden: int = 4096
+    """Width of the projection head's two hidden layers."""
+
+    head_out: int = 256
+    """Width of what the loss compares."""
+
+    min_scale: float = AugmentConfig.min_scale
+    """Smallest part of a picture's area that a random crop keeps."""
+
+    jitter: float = AugmentConfig.jitter
+    """Probability of colour jitter."""
+
+    jitter_strength: float = AugmentConfig.jitter_strength
+    """Times (0.4, 0.4, 0.4, 0.1), the largest change of brightness, contrast, saturation and hue."""
+
+    grey: float = AugmentConfig.grey
+    """Probability of taking the colour away."""
+
+    blur: float = AugmentConfig.blur
+    """Probability of Gaussian blur."""
+
+    flip: float = AugmentConfig.flip
+    """Probability of mirroring left and right."""
+
+    precision: str = "auto"
+    """`bf16` (autocast), `fp32`, or `auto`: bf16 on CUDA, fp32 elsewhere."""
+
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:1`. Under torchrun each rank takes its own GPU."""
+
+    seed: int = 0
+    """Draws weights, batches and augmentation."""
+
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest are kept."""
+
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl; the device is waited for only there."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
+        if not self.data:
+            raise UserError("--data is missing; give shards of stablerep-gen or a folder of pictures")
+        check_choice("--objective", self.objective, OBJECTIVES)
+        check_choice("--precision", self.precision, PRECISIONS)
+        for name, low in _LOWEST.items():
+            if getattr(self, name) < low:
+                raise UserError(f"{_flag(name)} must be at least {low}, got {getattr(self, name)}")
+        for name in ("epochs", "base_lr", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{_flag(name)} must be above 0, got {getattr(self, name)}")
+        for name in ("warmup", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be from 0 to below 1, got {getattr(self, name)}")
+        _ = self.augment  # checks its fields
+        if self.batch_size % self.views:
+            below = max(1, self.batch_size // self.views) * self.views
+            why = f"--views-per-prompt {self.views}" if self.objective == "stablerep" else "the 2 views of simclr"
+            raise UserError(
+                f"--batch-size {self.batch_size} is no multiple of {why}; use {below} or {below + self.views}"
+            )
+
+    @property
+    def augment(self) -> AugmentConfig:
+        names = ("min_scale", "jitter", "jitter_strength", "grey", "blur", "flip")
+        return AugmentConfig(**{name: getattr(self, name) for name in names})
+
+    @property
+    def views(self) -> int:
+        return OBJECTIVES[self.objective].views or self.views_per_prompt
+
+    @property
+    def peak_lr(self) -> float:
+        return self.base_lr * self.batch_size / 256 / 2
+
+
+_LOWEST = {
+    "image_size": 8, "views_per_prompt": 2, "batch_size": 4, "steps": 0, "weight_decay": 0, "head_hidden": 1,
+    "head_out": 1, "seed": 0, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
+}  # fmt: skip
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,42 @@
+"""The folder of a run: whose it is, and whether it may go on there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stablerep import config as configs
+from stablerep import distributed
+from stablerep.config import UserError
+from stablerep.train.config import TrainConfig
+
+CONFIG = "config.yaml"
+# What may differ when a run goes on: where it is, what it runs on and what it leaves behind, not what it computes.
+FREE = ("out", "device", "checkpoint_every", "keep_checkpoints", "log_every")
+
+
+def claim(config: TrainConfig) -> Path:
+    """Make --out the folder of this run, or see that it already is.
+
+    Raises:
+        UserError: the folder is another run's, or holds files that are no run's.
+    """
+    out = Path(config.out)
+    path = out / CONFIG
+    if path.exists():
+        configs.refuse_other_run(out, _identity(configs.load(TrainConfig, path)), _identity(config))
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; choose a folder")
+    elif strangers := sorted(entry.name for entry in out.glob("*") if not entry.name.endswith(".partial")):
+        raise UserError(
+            f"--out {out} holds files that are no run of ours ({strangers[0]}, ...); choose an empty folder"
+        )
+    distributed.barrier()  # nobody writes before everybody has looked
+    if distributed.rank() == 0 and not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        configs.save(config, path)
+    return out
+
+
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in configs.to_dict(config).items() if name not in FREE}
