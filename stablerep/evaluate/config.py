@@ -1,0 +1,56 @@
+"""What an evaluation is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stablerep.config import UserError
+
+PIXELS, UNTRAINED = "pixels", "untrained:"  # --checkpoint values that are no file
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure frozen features on a labelled set of real photos: linear probe, nearest neighbours, few-shot."""
+
+    checkpoint: str
+    """A training run, an exported folder or a file in it; `pixels` for raw pixels; `untrained:ARCH` for a timm encoder
+    with the weights it starts from."""
+
+    data: str
+    """`fashion-mnist`, or a folder with train/CLASS/ and test/CLASS/ photos."""
+
+    out: Path
+    """Folder for results.json and config.yaml. Results already there for the same question are returned at once."""
+
+    image_size: int | None = None
+    """Side of the square that a folder's photos are brought to when they are read, and that pixels and untrained
+    encoders see. Default: a trained encoder's own; else 32 for pixels and for fashion-mnist, 224 for the rest."""
+
+    max_train: int | None = None
+    """Use at most this many training photos, as even over the classes as they allow, drawn by the seed."""
+
+    epochs: int = 90
+    """Passes of the linear probe over the training photos."""
+
+    batch_size: int = 256
+    """Photos a step of the frozen encoder; changes the time, not the result."""
+
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:1`."""
+
+    seed: int = 0
+    """Draws the held-out and the few-shot photos, and the weights of an untrained encoder."""
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint:
+            raise UserError("--checkpoint is empty; give a training run, an exported folder, pixels or untrained:ARCH")
+        if self.checkpoint in ("untrained", UNTRAINED):
+            raise UserError("--checkpoint untrained lacks its encoder; write for example untrained:resnet10t")
+        for name in ("image_size", "max_train", "epochs", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.seed < 0:
+            raise UserError(f"--seed must not be negative, got {self.seed}")
