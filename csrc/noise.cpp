@@ -33,7 +33,9 @@ void philox_normal(uint64_t seed, const int64_t* prompt_ids, const int64_t* indi
                    float* out, [[maybe_unused]] int threads) {
     const int64_t blocks = (elements + 3) / 4;
     const int64_t chunks = (blocks + kBlocksPerChunk - 1) / kBlocksPerChunk;
+#ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (images * chunks > 8) schedule(static)
+#endif
     for (int64_t task = 0; task < images * chunks; ++task) {
         const int64_t image = task / chunks;
         fill_chunk(seed, uint64_t(prompt_ids[image]), uint32_t(indices[image]), task % chunks * kBlocksPerChunk, elements,

@@ -1,0 +1,1 @@
+"""Benchmarks: `pytest benchmarks` checks that they run, `pytest benchmarks --benchmark` (`make bench`) measures."""

@@ -1,0 +1,107 @@
+"""The layout of the house: arrows point down, each op has its test and its benchmark, importing is cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "stablerep"
+
+BASE = {"prompts", "shards", "config", "runlog", "distributed"}
+LOW = BASE | {"native", "ops"}
+PARTS = LOW | {"data", "models"}
+# Room -> the rooms it may import. stablerep/__init__.py is the public face and hands on names of all of them.
+ARROWS: dict[str, set[str]] = {
+    **{room: {"config"} for room in BASE},  # for UserError
+    "native": set(),
+    "ops": BASE | {"native"},
+    "data": LOW,
+    "models": LOW,
+    "generate": PARTS,
+    "train": PARTS,
+    "evaluate": PARTS,
+    "search": PARTS | {"generate", "train", "evaluate"},
+    "report": PARTS | {"generate", "train", "evaluate"},
+    "doctor": LOW,
+    "cli": PARTS | {"generate", "train", "evaluate", "search", "report", "doctor"},
+}
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+MOST_LINES = 400
+SOURCES = sorted(
+    path
+    for folder in ("stablerep", "csrc", "tests", "benchmarks", "examples")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in {".py", ".sh", ".h", ".cpp", ".cu"}
+)
+OPS = sorted(folder.name for folder in (PACKAGE / "ops").iterdir() if (folder / "__init__.py").is_file())
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Every module of ours that a file imports, at its top or in a function."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        return
+    assert room in ARROWS, f"stablerep/{room} has no place in the house; give it one in ARROWS"
+    for module in imported_modules(path):
+        name, *rest = module.split(".")
+        if name != "stablerep":
+            assert name not in {"tests", "benchmarks", "examples"}, f"{path.name} imports {module}"
+            continue
+        target = rest[0] if rest else "the public face"
+        if target == "_native":
+            assert path == PACKAGE / "native.py", f"{room} imports the compiled module; only native.py may"
+        elif target != room:
+            assert target in ARROWS[room], f"{room} must not import {module}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_each_op_has_its_reference_test_and_benchmark(op: str) -> None:
+    assert (PACKAGE / "ops" / op / "reference.py").is_file()
+    assert (ROOT / "tests" / "ops" / f"test_{op}.py").is_file()
+    assert (ROOT / "benchmarks" / "ops" / f"test_{op}.py").is_file()
+    assert f'"{op}"' in (PACKAGE / "ops" / "__init__.py").read_text(), f"stablerep.ops does not hand on {op}"
+
+
+def test_files_have_one_reason_to_exist() -> None:
+    for path in SOURCES:
+        names = path.relative_to(ROOT).with_suffix("").parts
+        assert not FORBIDDEN_NAMES & set(names), f"{path.relative_to(ROOT)}: a name that says nothing"
+        lines = path.read_bytes().count(b"\n")
+        assert lines <= MOST_LINES, f"{path.relative_to(ROOT)} has {lines} lines; {MOST_LINES} is the end of the road"
+
+
+def test_import_is_cheap() -> None:
+    program = (  # processor time: a busy machine does not make it longer
+        "import sys, time; start = time.process_time(); import stablerep; print(time.process_time() - start);"
+        "print(*sorted({'torch', 'stablerep._native'} & set(sys.modules)))"
+    )
+    seconds = []
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+        duration, loaded = run.stdout.split("\n")[:2]
+        assert not loaded, f"import stablerep loads {loaded}"
+        seconds.append(float(duration))
+    assert min(seconds) < 0.3, f"import stablerep took {min(seconds):.2f} s at best"
