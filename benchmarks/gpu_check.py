@@ -81,7 +81,7 @@ def multi_positive_loss() -> Numbers:
     from stablerep.ops import multi_positive_loss
 
     def loss_and_gradient(features: torch.Tensor, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = features.to(device).requires_grad_()
+        leaf = features.to(device, copy=True).requires_grad_()
         loss = multi_positive_loss(leaf, labels.to(device))
         loss.backward()
         assert leaf.grad is not None

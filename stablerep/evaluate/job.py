@@ -84,10 +84,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def table(*results: dict[str, Any]) -> Table:
-    """A row an evaluation, for the terminal."""
+    """A row an evaluation, for the terminal; the few-shot column with its 95 % interval."""
     shown = Table(title=f"top-1 on {results[0]['test_photos']:,} test photos of {results[0]['data']}, %")
-    shown.add_column("features")
-    for column in ("training photos", "linear probe", "10 a class, 95 % interval", "kNN", "seconds"):
+    shown.add_column("features", overflow="fold")
+    for column in ("photos", "linear", "10 a class", "kNN", "seconds"):
         shown.add_column(column, justify="right")
     for row in results:
         few = row["few_shot_10"]
@@ -95,7 +95,7 @@ def table(*results: dict[str, Any]) -> Table:
             row["checkpoint"],
             f"{row['train_photos']:,}",
             f"{row['linear_top1']:.1f}",
-            "a class has fewer" if few is None else f"{few:.1f} ± {row['few_shot_10_ci95']:.1f}",
+            "too few" if few is None else f"{few:.1f} ± {row['few_shot_10_ci95']:.1f}",
             f"{row['knn_top1']:.1f}",
             f"{row['seconds']:.0f}",
         )

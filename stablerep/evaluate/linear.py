@@ -63,7 +63,8 @@ def fit(
     steps = epochs * steps_per_epoch
     generator = torch.Generator().manual_seed(seed)
     rows_of_batch = torch.arange(batch, device=x.device)
-    with runlog.progress(f"linear probe, {len(learning_rates)} learning rates", epochs, "epochs", show=show) as bar:
+    title = "linear probe, choosing the rate" if len(learning_rates) > 1 else "linear probe"
+    with runlog.progress(title, epochs, "epochs", show=show) as bar:
         for step in range(steps):
             epoch, at = divmod(step, steps_per_epoch)
             if at == 0:

@@ -79,7 +79,7 @@ def stem_for_size(encoder: nn.Module, image_size: int) -> nn.Module:
     see 8 x 8 and its last 1 x 1. timm's arguments reach neither stride, and weights trained with other strides would
     open in timm without a word and give other features. So the picture is enlarged instead: under a stride-2
     convolution, twice the pixels is a stride-1 stem on the picture itself, at the same cost, and the network stays
-    the one timm knows. An export writes the enlarged size as its input size (docs/decisions has the measurement).
+    the one timm knows. An export writes the enlarged size as its input size.
 
     Other models, and larger pictures, are returned as they are.
     """
