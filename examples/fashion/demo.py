@@ -29,7 +29,7 @@ from stablerep.data.labelled import FASHION_MNIST_CLASSES, fashion_mnist
 from stablerep.report import Report, write_report
 from stablerep.shards import read_pictures
 
-NUM_PROMPTS, IMAGES_PER_PROMPT = 250, 16
+NUM_PROMPTS, IMAGES_PER_PROMPT = 200, 20
 NUM_IMAGES = NUM_PROMPTS * IMAGES_PER_PROMPT  # seen by each trained encoder, whatever they are
 SEED = 0
 SAMPLING = {"num_inference_steps": 12, "scheduler": "dpmsolver++", "guidance_scale": 2.0}
@@ -151,8 +151,14 @@ def train(out: Path, run: str) -> None:
 
 def measure(out: Path, features: str) -> dict[str, float]:
     checkpoint = {"pixels": "pixels", "untrained": f"untrained:{ARCH}"}.get(features, str(out / features))
+    size = TRAINING["image_size"] if features == "untrained" else None  # a trained encoder brings its own
     measured = stablerep.evaluate(
-        checkpoint=checkpoint, data="fashion-mnist", out=out / "measured" / features, max_train=MAX_TRAIN, seed=SEED
+        checkpoint=checkpoint,
+        data="fashion-mnist",
+        out=out / "measured" / features,
+        image_size=size,
+        max_train=MAX_TRAIN,
+        seed=SEED,
     )
     return {name: measured[name] for name in ("linear_top1", "few_shot_10", "few_shot_10_ci95", "knn_top1")}
 

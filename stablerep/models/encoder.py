@@ -13,8 +13,6 @@ from stablerep.config import UserError, check_choice
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SMALL_PICTURE = 64  # pixels; a ResNet's first stage would see such a picture at 16 x 16 or less
-ENLARGE = 2
 
 
 @dataclass(frozen=True)
@@ -36,22 +34,12 @@ class InputTransform:
         return (pixels / 255 - mean) / std
 
 
-class Enlarged(nn.Module):
-    """A timm model that sees its pictures at twice their size."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        self.num_features = body.num_features
-
-    def forward(self, images: Tensor) -> Tensor:  # [B, 3, S, S] -> [B, D]
-        return self.body(functional.interpolate(images, scale_factor=ENLARGE, mode="bilinear"))
-
-
 def create_encoder(arch: str, image_size: int, pretrained: bool = False) -> nn.Module:
     """A timm model without classifier: [B, 3, image_size, image_size] to [B, num_features].
 
-    Features are what timm pools for that model: the class token of a plain ViT, the average of a CNN.
+    Features are what timm pools for that model: the class token of a plain ViT, the average of a CNN. The model is
+    timm's own, stem and all, so that plain timm opens what is exported. A stem made for 224 pixels sees little of a
+    small picture: train those at a larger image_size, to which they are resized once.
 
     Raises:
         UserError: timm has no such model, it cannot take that size, or its pretrained weights cannot be had.
@@ -64,27 +52,11 @@ def create_encoder(arch: str, image_size: int, pretrained: bool = False) -> nn.M
         options["img_size"] = image_size
     try:
         encoder = timm.create_model(arch, pretrained=pretrained, num_classes=0, **options)
-        encoder = stem_for_size(encoder, image_size)
         _check_forward(encoder, image_size)
     except (RuntimeError, ValueError, AssertionError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"--arch {arch} cannot be built for --image-size {image_size}: {reason}") from error
     return encoder
-
-
-def stem_for_size(encoder: nn.Module, image_size: int) -> nn.Module:
-    """Give a ResNet a stem fit for small pictures, in a way that plain timm can open afterwards.
-
-    A timm ResNet begins with a stride-2 convolution and a stride-2 max-pool: of 32 x 32 pixels its first stage would
-    see 8 x 8 and its last 1 x 1. timm's arguments reach neither stride, and weights trained with other strides would
-    open in timm without a word and give other features. So the picture is enlarged instead: under a stride-2
-    convolution, twice the pixels is a stride-1 stem on the picture itself, at the same cost, and the network stays
-    the one timm knows. An export writes the enlarged size as its input size.
-
-    Other models, and larger pictures, are returned as they are.
-    """
-    is_resnet = hasattr(encoder, "conv1") and hasattr(encoder, "maxpool")
-    return Enlarged(encoder) if is_resnet and image_size <= SMALL_PICTURE else encoder
 
 
 def _check_forward(encoder: nn.Module, image_size: int) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stablerep.config import UserError
-from stablerep.models.encoder import ENLARGE, Enlarged, InputTransform
+from stablerep.models.encoder import InputTransform
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -26,8 +26,6 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 def save_exported(encoder: nn.Module, arch: str, transform: InputTransform, folder: Path) -> None:
     """Write the encoder as a folder, whole or not at all; one already there is replaced."""
     size = transform.image_size
-    if isinstance(encoder, Enlarged):  # timm opens the model inside, at the size that one sees
-        encoder, size = encoder.body, size * ENLARGE
     known: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]
     fixed = bool(known.get("fixed_input_size"))
     config: dict[str, Any] = {

@@ -25,7 +25,6 @@ def test_features_are_one_row_of_num_features(arch: str, size: int) -> None:
 
 @pytest.mark.parametrize(("arch", "size"), [("resnet10t", 32), ("resnet10t", 96), ("vit_tiny_patch16_224", 48)])
 def test_export_gives_the_same_features_in_plain_timm(arch: str, size: int, tmp_path: Path) -> None:
-    """A small-picture ResNet is the hard case: timm must see the strides and the size it was trained with."""
     torch.manual_seed(0)
     encoder = create_encoder(arch, size)
     encoder(torch.randn(8, 3, size, size))  # running statistics that are not the initial ones

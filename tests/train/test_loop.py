@@ -220,8 +220,8 @@ def step_once(data: Path, out: Path) -> tuple[float, list[NDArray[np.float32]]]:
     model, _ = loop.build(config, device)
     with batches(sampler, loop.loader_config(config), device, first_step=0, last_step=1) as loader:
         batch = next(loader)
-    features = loop.over_ranks(model, device)(batch.images)
-    loss = ops.multi_positive_loss(features, batch.labels, config.temperature, distributed.everyone())
+    forward = loop.over_ranks(model, device)  # must outlive the backward, in which it averages
+    loss = ops.multi_positive_loss(forward(batch.images), batch.labels, config.temperature, distributed.everyone())
     loss.backward()
     return loss.item(), [weight.grad.numpy() for weight in model.parameters() if weight.grad is not None]
 
