@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -53,5 +54,7 @@ def _svg(figure: Figure, axes: Axes) -> Markup:
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    # Text stays text, in the page's font; the salt makes the same chart the same bytes.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": axes.get_xlabel(), "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return Markup(text.getvalue()[text.getvalue().index("<svg") :])

@@ -34,10 +34,11 @@ def train(config: TrainConfig) -> Path:  # the exported encoder's folder
         UserError: what the config asks for cannot be done, said in one line.
     """
     with distributed.start(config.device) as device:
+        exported = Path(config.out) / "exported"
+        # The data first: a mistake there must not leave a folder behind.
+        sampler = None if exported.exists() else open_sampler(config)
         out = run_folder.claim(config)
-        exported = out / "exported"
-        if not exported.exists():
-            sampler = open_sampler(config)
+        if sampler:
             model, optimiser = build(config, device)
             run(config, out, sampler, model, optimiser, device)
             if distributed.rank() == 0:

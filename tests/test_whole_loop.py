@@ -1,0 +1,48 @@
+"""The demo in miniature: prompts in, a report out, through every room."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from examples.fashion import demo
+
+TINY = {
+    "arch": "resnet10t", "image_size": 32, "batch_size": 16, "steps": 3, "head_hidden": 16, "head_out": 8,
+    "log_every": 1, "base_lr": 1e-3,
+}  # fmt: skip
+COLUMNS = {"features", "images", "linear_top1", "few_shot_10", "few_shot_10_ci95", "knn_top1", "seconds"}
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "IMAGES_PER_PROMPT", 4)
+    monkeypatch.setattr(demo, "NUM_IMAGES", 400)
+    monkeypatch.setattr(demo, "SAMPLING", {"num_inference_steps": 2, "scheduler": "dpmsolver++"})
+    monkeypatch.setattr(demo, "TRAINING", TINY)
+    monkeypatch.setattr(demo, "MAX_TRAIN", 200)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_prompts_in_a_report_out_and_a_rerun_changes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    demo.demo(out)
+    results = json.loads((out / "results.json").read_text())
+    assert [row["features"] for row in results] == list(demo.NAMES)
+    for row in results:
+        assert set(row) == COLUMNS
+        assert all(0 <= row[name] <= 100 for name in ("linear_top1", "few_shot_10", "knn_top1"))
+        assert (row["images"] > 0) == (row["seconds"] > 0) == (row["features"] in demo.RUNS)
+
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("data:image/jpeg;base64,") >= 80
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # self-contained
+
+    shards = {path: path.stat().st_mtime_ns for path in out.glob("synthetic_*/*")}
+    demo.demo(out)
+    assert json.loads((out / "results.json").read_text()) == results
+    assert shards == {path: path.stat().st_mtime_ns for path in out.glob("synthetic_*/*")}
