@@ -38,11 +38,12 @@ TRAINING = {
     "arch": ARCH,
     "image_size": 32,
     "batch_size": 256,
-    "steps": 700,
-    "base_lr": 4e-3,
+    "steps": 500,
+    "base_lr": 2e-3,
+    "warmup": 0.1,
     "head_hidden": 512,
     "head_out": 128,
-    "min_scale": 0.3,
+    "min_scale": 0.2,
     "blur": 0.0,  # 32 pixels have no detail to spare
 }
 MAX_TRAIN = 10_000  # labelled photos that the probes learn from; all 10,000 test photos are asked
