@@ -57,7 +57,7 @@ NAMES = {
     "pixels": "raw pixels",
     "untrained": "untrained encoder",
     "simclr_real": "SimCLR on real photos",
-    "stablerep_synthetic": "StableRep on synthetic pictures",
+    "stablerep_synthetic": "StableRep on synthetic",
     "stablerep_hybrid": "StableRep on half of each",
 }
 NUM_STEPS = 3 + len(RUNS) + len(NAMES)
@@ -161,7 +161,7 @@ def measure(out: Path, features: str) -> dict[str, float]:
         max_train=MAX_TRAIN,
         seed=SEED,
     )
-    return {name: measured[name] for name in ("linear_top1", "few_shot_10", "few_shot_10_ci95", "knn_top1")}
+    return {name: round(measured[name], 2) for name in ("linear_top1", "few_shot_10", "few_shot_10_ci95", "knn_top1")}
 
 
 def cost(features: str, seconds: Mapping[str, float]) -> float:
@@ -194,11 +194,11 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     for row in results:
         rows.add_row(
             NAMES[row["features"]],
-            f"{row['images']:,}",
+            f"{row['images']:,}" if row["images"] else "-",
             f"{row['linear_top1']:.1f}",
             f"{row['few_shot_10']:.1f} ± {row['few_shot_10_ci95']:.1f}",
             f"{row['knn_top1']:.1f}",
-            f"{row['seconds']:.0f}",
+            f"{row['seconds']:.0f}" if row["images"] else "-",
         )
     return rows
 
@@ -211,7 +211,7 @@ def make_report(out: Path, results: Sequence[Mapping[str, Any]], seconds: Mappin
     return Report(
         title="Is synthetic data worth it? Garments, 32x32",
         answer=answer(results),
-        pictures={prompt: pictures[prompt][:12] for prompt in list(pictures)[::every][:20]},
+        pictures={prompt: pictures[prompt][:10] for prompt in list(pictures)[::every][:20]},
         losses={run: read_losses(out / run / "metrics.jsonl") for run in RUNS},
         results=results,
         names=NAMES,
