@@ -64,6 +64,10 @@ def save_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: TextToLat
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder)
+    # transformers opens a model in the precision its config names, diffusers in single: without this a plain
+    # from_pretrained mixes the two and fails at the first step.
+    config = folder / "text_encoder/config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
     # transformers before 5 reads these two instead of tokenizer.json.
     tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
 

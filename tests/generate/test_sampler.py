@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from stablerep import ops
 from stablerep.generate.engines.torch import TorchEngine
@@ -59,3 +59,11 @@ def test_a_picture_does_not_depend_on_its_batch(pipeline: Pipeline) -> None:
 def test_image_size_resizes_before_storing(pipeline: Pipeline) -> None:
     assert paint(pipeline, [0], [0], image_size=20).shape == (1, 20, 20, 3)
     assert paint(pipeline, [0], [0], image_size=48).shape == (1, 48, 48, 3)
+
+
+def test_diffusers_opens_and_runs_the_embedded_default_as_it_is() -> None:
+    theirs = DiffusionPipeline.from_pretrained(default_generator())
+    theirs.set_progress_bar_config(disable=True)
+    assert theirs(PROMPTS[0], num_inference_steps=2).images[0].size == (32, 32)
+    size = sum(path.stat().st_size for path in default_generator().rglob("*") if path.is_file())
+    assert size <= 12e6  # bytes: what the package can afford to carry
