@@ -10,6 +10,7 @@
 #include <omp.h>
 #endif
 
+#include "cuda_device.h"
 #include "noise.h"
 
 namespace py = pybind11;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cuda_device.h"
 #include "noise.h"
 #include "philox.h"
 
@@ -35,25 +36,6 @@ __global__ void philox_normal_kernel(uint64_t seed, const int64_t* prompt_ids, c
     }
 }
 
-// This module's CUDA runtime is linked statically: it does not know which device torch made current.
-class OnDevice {
-   public:
-    explicit OnDevice(int device) {
-        error_ = cudaGetDevice(&before_);
-        if (error_ == cudaSuccess && device != before_) error_ = cudaSetDevice(device);
-    }
-    ~OnDevice() {
-        if (error_ == cudaSuccess) cudaSetDevice(before_);
-    }
-    OnDevice(const OnDevice&) = delete;
-    OnDevice& operator=(const OnDevice&) = delete;
-    cudaError_t error() const { return error_; }
-
-   private:
-    int before_ = 0;
-    cudaError_t error_;
-};
-
 }  // namespace
 
 int philox_normal_cuda(uint64_t seed, const int64_t* prompt_ids, const int64_t* indices, int64_t images,
@@ -68,7 +50,5 @@ int philox_normal_cuda(uint64_t seed, const int64_t* prompt_ids, const int64_t* 
                                                                                    elements, out);
     return cudaGetLastError();
 }
-
-const char* cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 }  // namespace stablerep

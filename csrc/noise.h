@@ -21,6 +21,4 @@ int philox_normal_cuda(uint64_t seed,
                        float* out,  // [images, elements]
                        int device, void* stream);
 
-const char* cuda_error_text(int error);
-
 }  // namespace stablerep
