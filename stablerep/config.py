@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from stablerep import atomic
 
 Config = TypeVar("Config")
 
@@ -62,9 +63,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save(config: Any, path: Path) -> None:
     """Write a config as YAML, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-    os.replace(partial, path)
+    atomic.write(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def load(cls: type[Config], path: Path) -> Config:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
+
+from stablerep import atomic
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -150,6 +151,4 @@ def _drop_lines_from(path: Path, first_step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    atomic.write(path, "".join(kept))

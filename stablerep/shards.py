@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stablerep import atomic
 from stablerep.config import UserError, fingerprint, refuse_other_run
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -82,7 +82,7 @@ def start_dataset(out: Path, config: dict[str, Any]) -> None:
         raise UserError(
             f"--out {out} holds files that are no run of ours ({strangers[0]}, ...); choose an empty folder"
         )
-    _write(path, json.dumps({"hash": fingerprint(config), "config": config}, indent=1).encode())
+    atomic.write(path, json.dumps({"hash": fingerprint(config), "config": config}, indent=1).encode())
 
 
 def is_done(out: Path, shard: int) -> bool:
@@ -102,15 +102,15 @@ def write_shard(out: Path, shard: int, samples: Sequence[Sample]) -> None:
     tar, rows = _pack(samples)
     table = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), table, compression="zstd")
-    _write(out / f"{shard:06}.tar", tar)
-    _write(out / f"{shard:06}.parquet", table.getvalue())
+    atomic.write(out / f"{shard:06}.tar", tar)
+    atomic.write(out / f"{shard:06}.parquet", table.getvalue())
     stats = {
         "prompts": len(samples),
         "images": len(rows),
         "tar_bytes": len(tar),
         "tar_sha256": hashlib.sha256(tar).hexdigest(),
     }
-    _write(_stats_path(out, shard), json.dumps(stats).encode())
+    atomic.write(_stats_path(out, shard), json.dumps(stats).encode())
 
 
 def index_images(path: Path) -> ImageIndex:
@@ -221,25 +221,6 @@ def _pack(samples: Sequence[Sample]) -> tuple[bytes, list[dict[str, Any]]]:
                     }
                 )
     return buffer.getvalue(), rows
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and on the disk when this returns."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        partial.unlink(missing_ok=True)  # a full disk: give back what the half file took
-        raise
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stablerep import cli, shards
+from stablerep import atomic, cli
 from stablerep.shards import index_shards
 
 
@@ -31,14 +31,14 @@ def test_gen_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     (tmp_path / "p.txt").write_text("a bag\na shirt\n")
     few = ["--num-images-per-prompt", "1", "--num-inference-steps", "1", "--prompts-per-shard", "1"]
     argv = ["--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out"), *few]
-    write = shards._write
+    write = atomic.write
 
     def full_after_the_first_shard(path: Path, data: bytes) -> None:
         if path.name.startswith("000001"):
             raise OSError(28, "No space left on device", str(path))
         write(path, data)
 
-    monkeypatch.setattr(shards, "_write", full_after_the_first_shard)
+    monkeypatch.setattr(atomic, "write", full_after_the_first_shard)
     assert "No space left on device" in refused(cli.gen, argv, capsys)
     monkeypatch.undo()
     assert len(index_shards(tmp_path / "out")) == 1  # the first shard is kept

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from stablerep import shards
+from stablerep import atomic, shards
 from stablerep.config import UserError
 
 
@@ -135,7 +135,7 @@ def test_full_disk_leaves_no_half_file(out: Path, monkeypatch: pytest.MonkeyPatc
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         shards.write_shard(out, 2, samples(6))
     monkeypatch.undo()

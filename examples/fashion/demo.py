@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from rich.table import Table
 
 import stablerep
 from examples.fashion.captions import all_captions
+from stablerep import atomic
 from stablerep.config import UserError
 from stablerep.data.labelled import FASHION_MNIST_CLASSES, fashion_mnist
 from stablerep.report import Report, write_report
@@ -87,7 +87,7 @@ def demo(out: Path) -> None:
         | {"seconds": round(cost(features, clock.seconds), 1)}
         for features in NAMES
     ]
-    write_json(out / "results.json", results)
+    atomic.write(out / "results.json", json.dumps(results, indent=1))
     write_report(make_report(out, results, clock.seconds), out / "report.html")
     clock.console.print(table(results))
     clock.console.print(answer(results))
@@ -110,7 +110,7 @@ class Clock:
         result = work()
         # A step that was finished before returns at once: its cost is what it took then.
         self.seconds[title] = self._done.setdefault(title, round(time.perf_counter() - start, 1))
-        write_json(self._path, self._done)
+        atomic.write(self._path, json.dumps(self._done, indent=1))
         return result
 
 
@@ -227,12 +227,6 @@ def make_report(out: Path, results: Sequence[Mapping[str, Any]], seconds: Mappin
 def read_losses(path: Path) -> list[tuple[int, float]]:
     lines = (json.loads(line) for line in path.read_text().splitlines())
     return [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-
-
-def write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from stablerep import atomic, distributed
 from stablerep import config as configs
-from stablerep import distributed
 from stablerep.config import UserError, fingerprint
 from stablerep.data.labelled import load_labelled
 from stablerep.evaluate.baselines import create_baseline, is_baseline, is_grey
@@ -152,6 +151,4 @@ def _earlier(path: Path) -> dict[str, Any]:
 def _write(config: EvaluateConfig, results: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     configs.save(config, out / CONFIG)
-    partial = (out / RESULTS).with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(partial, out / RESULTS)
+    atomic.write(out / RESULTS, json.dumps(results, indent=2) + "\n")

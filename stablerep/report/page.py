@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from stablerep import atomic
 from stablerep.report.charts import loss_chart, results_chart
 
 MEDIA_TYPES = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"RI": "webp"}  # by the first two bytes
@@ -48,9 +48,7 @@ def write_report(report: Report, path: Path) -> None:
             column: max(row[column] for row in report.results) for column in ("linear_top1", "few_shot_10", "knn_top1")
         },
     )
-    partial = path.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    atomic.write(path, html)
 
 
 def _data_url(data: bytes) -> str:
