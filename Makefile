@@ -41,7 +41,7 @@ lint: setup ## ruff and mypy
 
 bench: setup ## measure, record in benchmarks/results, print
 	$(PY) -m pytest benchmarks --benchmark -q
-	$(PY) -m benchmarks.table
+	$(PY) -m benchmarks.table --plot benchmarks/results/latest.png
 
 # Without network: WHEELS=dir holds wheels of what this machine's own Python lacks; torch comes from that Python.
 gpu-check: GPU_VENV := $(if $(WHEELS),build/gpu-check,$(VENV))

@@ -135,7 +135,8 @@ def op_benchmarks(out: Path) -> Numbers:
 def generation() -> Numbers:
     """Pictures per second of the embedded generator."""
     from stablerep.config import UserError
-    from stablerep.generate import GenerateConfig, generate
+    from stablerep.generate.config import GenerateConfig
+    from stablerep.generate.job import generate
 
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder, "prompts.txt")
@@ -158,7 +159,8 @@ def training() -> Numbers:
     """Pictures per second of the training loop, ViT-B/16 at 224, from JPEG files, the last half of 60 steps."""
     from PIL import Image
 
-    from stablerep.train import TrainConfig, train
+    from stablerep.train.config import TrainConfig
+    from stablerep.train.loop import train
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")

@@ -9,8 +9,7 @@ import json
 import platform
 import re
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,24 @@ from typing import Any
 import numpy as np
 import torch
 
-Case = Callable[[], object]
-WARM_SECONDS = 0.5
-MEASURE_SECONDS = 2.0
-MOST_ROUNDS = 200
-FEWEST_ROUNDS = 5
+from benchmarks.ceilings import Work
+from benchmarks.clock import Case, interleaved, peak_mib
+
+__all__ = ["Bench", "Case", "Work"]
 
 
 @dataclass(frozen=True)
 class Row:
     case: str
     impl: str
-    p20_ms: float
+    p25_ms: float
     p50_ms: float
-    p80_ms: float
+    p75_ms: float
     rounds: int
-    peak_mib: float | None  # CUDA only: the most that one call held beyond what was there before
+    peak_mib: float | None  # the most that one call held beyond what was there before
+    bytes: float  # what the case must move and compute at least; 0: not stated
+    flops: float
+    roofline_share: float | None  # the time that the measured ceilings allow over p50_ms
     device: str
     clocks: str | None  # of SM and memory, just after the measurement
     threads: int
@@ -55,71 +56,36 @@ class Bench:
     def quick(self) -> bool:
         return self.out is None
 
-    def compare(self, case: str, device: str, impls: Mapping[str, Case]) -> list[Row]:
-        """Time all implementations in one run, taking turns, so that clocks and neighbours are the same for each."""
+    def compare(self, case: str, device: str, impls: Mapping[str, Case], work: Work | None = None) -> list[Row]:
+        """Time all implementations in one run, taking turns; `work` is what the case needs at least."""
         if self.out is None:
             for run in impls.values():
                 run()
             return []
-        samples = _interleaved(device, impls)
-        rows = [_row(case, impl, device, samples[impl], _peak_mib(device, run)) for impl, run in impls.items()]
+        samples = interleaved(device, impls)
+        rows = [_row(case, impl, device, samples[impl], peak_mib(device, run), work) for impl, run in impls.items()]
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / f"{datetime.date.today()}_{device_slug(device)}.jsonl").open("a") as file:
             file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
         return rows
 
 
-def _interleaved(device: str, impls: Mapping[str, Case]) -> dict[str, list[float]]:
-    for run in impls.values():  # compiles, fills caches, wakes clocks
-        start = time.perf_counter()
-        while time.perf_counter() - start < WARM_SECONDS:
-            run()
-            _wait(device)
-    samples: dict[str, list[float]] = {impl: [] for impl in impls}
-    start = time.perf_counter()
-    for round_ in range(MOST_ROUNDS):
-        for impl, run in impls.items():
-            samples[impl].append(_milliseconds(device, run))
-        if round_ + 1 >= FEWEST_ROUNDS and time.perf_counter() - start > MEASURE_SECONDS * len(impls):
-            break
-    return samples
-
-
-def _milliseconds(device: str, run: Case) -> float:
-    if device == "cuda":
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        before.record()
-        run()
-        after.record()
-        after.synchronize()
-        return before.elapsed_time(after)
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) * 1e3
-
-
-def _peak_mib(device: str, run: Case) -> float | None:
-    if device != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _row(case: str, impl: str, device: str, samples: list[float], peak_mib: float | None) -> Row:
-    p20, p50, p80 = (round(float(value), 4) for value in np.percentile(samples, (20, 50, 80)))
-    times = {"p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "rounds": len(samples)}
-    clocks = _nvidia_smi("clocks.sm,clocks.mem") if device == "cuda" else None
-    return Row(case=case, impl=impl, **times, peak_mib=peak_mib, clocks=clocks, **environment(device))  # type: ignore[arg-type]
+def _row(case: str, impl: str, device: str, samples: list[float], peak: float | None, work: Work | None) -> Row:
+    p25, p50, p75 = (round(float(value), 4) for value in np.percentile(samples, (25, 50, 75)))
+    return Row(
+        case=case,
+        impl=impl,
+        p25_ms=p25,
+        p50_ms=p50,
+        p75_ms=p75,
+        rounds=len(samples),
+        peak_mib=peak,
+        bytes=work.bytes if work else 0.0,
+        flops=work.flops if work else 0.0,
+        roofline_share=round(work.least_ms(device) / p50, 4) if work else None,
+        clocks=_nvidia_smi("clocks.sm,clocks.mem") if device == "cuda" else None,
+        **environment(device),
+    )
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from stablerep.generate import GenerateSummary
+    from stablerep.generate.job import GenerateSummary
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
@@ -24,22 +24,25 @@ __all__ = ["default_generator", "evaluate", "generate", "load_encoder", "train"]
 
 
 def generate(**fields: Any) -> GenerateSummary:
-    """Paint K pictures of every prompt into shards; fields as in generate.GenerateConfig."""
-    from stablerep.generate import GenerateConfig, generate
+    """Paint K pictures of every prompt into shards; fields as in generate.config.GenerateConfig."""
+    from stablerep.generate.config import GenerateConfig
+    from stablerep.generate.job import generate
 
     return generate(GenerateConfig(**fields))
 
 
 def train(**fields: Any) -> Path:
-    """Train an encoder; fields as in train.TrainConfig. Returns the exported folder."""
-    from stablerep.train import TrainConfig, train
+    """Train an encoder; fields as in train.config.TrainConfig. Returns the exported folder."""
+    from stablerep.train.config import TrainConfig
+    from stablerep.train.loop import train
 
     return train(TrainConfig(**fields))
 
 
 def evaluate(**fields: Any) -> dict[str, Any]:
-    """Measure a frozen encoder on a labelled set; fields as in evaluate.EvaluateConfig. Returns the results."""
-    from stablerep.evaluate import EvaluateConfig, evaluate
+    """Measure a frozen encoder on a labelled set; fields as in evaluate.config.EvaluateConfig. Returns the results."""
+    from stablerep.evaluate.config import EvaluateConfig
+    from stablerep.evaluate.job import evaluate
 
     return evaluate(EvaluateConfig(**fields))
 
@@ -53,7 +56,7 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, InputTransform]:
 
 def default_generator() -> Path:
     """The folder of the Stable Diffusion pipeline that ships with the package."""
-    from stablerep.generate import default_generator
+    from stablerep.generate.pipeline import default_generator
 
     return default_generator()
 
@@ -61,7 +64,7 @@ def default_generator() -> Path:
 class _Face(ModuleType):
     """generate, train and evaluate are functions here and the names of the packages that do the work.
 
-    Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import ...`
+    Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import loop`
     finds the packages as ever.
     """
 

@@ -1,4 +1,7 @@
-"""The console scripts: argv to config to one call. Errors a user can cause are one line, exit code 2."""
+"""The console scripts: argv to config to one call. Errors a user can cause are one line, exit code 2.
+
+The flags are read before the work is imported: diffusers and its like take seconds.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,12 @@ def gen(argv: Sequence[str] | None = None) -> None:
     """stablerep-gen"""
 
     def run(argv: Sequence[str]) -> None:
-        from stablerep.generate import GenerateConfig, generate
+        from stablerep.generate.config import GenerateConfig
 
-        print(generate(parse(GenerateConfig, argv, "stablerep-gen")))
+        config = parse(GenerateConfig, argv, "stablerep-gen")
+        from stablerep.generate.job import generate
+
+        print(generate(config))
 
     _command("stablerep-gen", run, argv)
 
@@ -31,9 +37,12 @@ def train(argv: Sequence[str] | None = None) -> None:
     """stablerep-train"""
 
     def run(argv: Sequence[str]) -> None:
-        from stablerep.train import TrainConfig, train
+        from stablerep.train.config import TrainConfig
 
-        print(f"encoder in {train(parse(TrainConfig, argv, 'stablerep-train'))}")
+        config = parse(TrainConfig, argv, "stablerep-train")
+        from stablerep.train.loop import train
+
+        print(f"encoder in {train(config)}")
 
     _command("stablerep-train", run, argv)
 
@@ -42,11 +51,14 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     """stablerep-eval"""
 
     def run(argv: Sequence[str]) -> None:
+        from stablerep.evaluate.config import EvaluateConfig
+
+        config = parse(EvaluateConfig, argv, "stablerep-eval")
         from rich.console import Console
 
-        from stablerep.evaluate import EvaluateConfig, evaluate, table
+        from stablerep.evaluate.job import evaluate, table
 
-        Console().print(table(evaluate(parse(EvaluateConfig, argv, "stablerep-eval"))))
+        Console().print(table(evaluate(config)))
 
     _command("stablerep-eval", run, argv)
 

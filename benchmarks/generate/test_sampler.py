@@ -8,9 +8,8 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from benchmarks.record import Bench
 from stablerep import ops
-from stablerep.generate import default_generator
 from stablerep.generate.engines.torch import TorchEngine
-from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.pipeline import default_generator, open_pipeline
 from stablerep.generate.sampler import sample
 from stablerep.generate.schedule import make_schedule
 

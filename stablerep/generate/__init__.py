@@ -1,5 +1,4 @@
-from stablerep.generate.config import GenerateConfig
-from stablerep.generate.job import GenerateSummary, generate
-from stablerep.generate.pipeline import default_generator
+"""Prompts to shards of pictures.
 
-__all__ = ["GenerateConfig", "GenerateSummary", "default_generator", "generate"]
+Nothing is imported here: `--help` and a wrong flag must not wait seconds for what the work needs.
+"""

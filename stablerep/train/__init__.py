@@ -1,6 +1,4 @@
-"""Training an encoder on shards or folders of pictures."""
+"""Training an encoder on shards or folders of pictures.
 
-from stablerep.train.config import TrainConfig
-from stablerep.train.loop import train
-
-__all__ = ["TrainConfig", "train"]
+Nothing is imported here: `--help` and a wrong flag must not wait seconds for what the work needs.
+"""

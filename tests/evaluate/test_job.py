@@ -15,7 +15,10 @@ from rich.console import Console
 
 from stablerep.config import UserError
 from stablerep.data.labelled import fashion_mnist
-from stablerep.evaluate import EvaluateConfig, evaluate, features_of, job, table
+from stablerep.evaluate import job
+from stablerep.evaluate.config import EvaluateConfig
+from stablerep.evaluate.features import features_of
+from stablerep.evaluate.job import evaluate, table
 from stablerep.models import InputTransform, create_encoder, load_encoder, save_exported
 
 CPU = torch.device("cpu")

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from stablerep.config import UserError
-from stablerep.evaluate import probe_features
-from stablerep.evaluate.probes import held_out
+from stablerep.evaluate.probes import held_out, probe_features
 from tests.evaluate.conftest import Problem
 
 

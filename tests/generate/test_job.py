@@ -13,7 +13,7 @@ import pytest
 
 import stablerep
 from stablerep.config import UserError
-from stablerep.generate import GenerateConfig
+from stablerep.generate.config import GenerateConfig
 from stablerep.shards import index_shards
 
 FEW = {"num_images_per_prompt": 2, "num_inference_steps": 2, "prompts_per_shard": 1, "batch_size": 3}

@@ -9,8 +9,8 @@ import pytest
 
 from stablerep import config as configs
 from stablerep.config import UserError
-from stablerep.train import TrainConfig, train
-from stablerep.train.config import PRECISIONS
+from stablerep.train.config import PRECISIONS, TrainConfig
+from stablerep.train.loop import train
 from tests.data.pictures import write_shards
 
 

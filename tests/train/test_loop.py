@@ -19,7 +19,9 @@ from stablerep import distributed, ops
 from stablerep.config import UserError
 from stablerep.data.loader import batches
 from stablerep.models import load_encoder
-from stablerep.train import TrainConfig, checkpoint, loop, train
+from stablerep.train import checkpoint, loop
+from stablerep.train.config import TrainConfig
+from stablerep.train.loop import train
 from tests.data.pictures import write_folder, write_shards
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stablerep.models import ProjectionHead
-from stablerep.train import TrainConfig
+from stablerep.train.config import TrainConfig
 from stablerep.train.metrics import Metrics
 from stablerep.train.optimiser import create_optimiser, update
 from stablerep.train.schedule import learning_rate
