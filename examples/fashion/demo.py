@@ -76,19 +76,21 @@ def main() -> None:
 def demo(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock(out / "seconds.json")
-    clock.run("choose prompts and real photos", lambda: choose_inputs(out))
+    clock.run("inputs", "choose prompts and real photos", lambda: choose_inputs(out))
     for half in "ab":
-        clock.run(f"paint pictures, half {half}", lambda half=half: paint(out, half))
+        clock.run(f"paint_{half}", f"paint pictures, half {half}", lambda half=half: paint(out, half))
     for run in RUNS:
-        clock.run(f"train {NAMES[run]}", lambda run=run: train(out, run))
+        clock.run(f"train_{run}", f"train {NAMES[run]}", lambda run=run: train(out, run))
     results = [
         {"features": features, "images": NUM_IMAGES if features in RUNS else 0}
-        | clock.run(f"measure {NAMES[features]}", lambda features=features: measure(out, features))
+        | clock.run(
+            f"measure_{features}", f"measure {NAMES[features]}", lambda features=features: measure(out, features)
+        )
         | {"seconds": round(cost(features, clock.seconds), 1)}
         for features in NAMES
     ]
     atomic.write(out / "results.json", json.dumps(results, indent=1))
-    write_report(make_report(out, results, clock.seconds), out / "report.html")
+    write_report(make_report(out, results, clock.costs()), out / "report.html")
     clock.console.print(table(results))
     clock.console.print(answer(results))
     clock.console.print(f"together {sum(clock.seconds.values()):.0f} s; the report: {out / 'report.html'}")
@@ -100,18 +102,24 @@ class Clock:
     def __init__(self, path: Path) -> None:
         self.console = Console(highlight=False)
         self.seconds: dict[str, float] = {}
+        self._titles: dict[str, str] = {}
         self._path = path
         self._done: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
         self._number = itertools.count(1)
 
-    def run(self, title: str, work: Callable[[], Any]) -> Any:
+    def run(self, key: str, title: str, work: Callable[[], Any]) -> Any:
         self.console.print(f"[bold]{next(self._number)}/{NUM_STEPS} {title}[/bold]")
         start = time.perf_counter()
         result = work()
         # A step that was finished before returns at once: its cost is what it took then.
-        self.seconds[title] = self._done.setdefault(title, round(time.perf_counter() - start, 1))
+        self._titles[key] = title
+        self.seconds[key] = self._done.setdefault(key, round(time.perf_counter() - start, 1))
         atomic.write(self._path, json.dumps(self._done, indent=1))
         return result
+
+    def costs(self) -> list[tuple[str, float]]:
+        """Each step's title and seconds, in the order they ran."""
+        return [(self._titles[key], seconds) for key, seconds in self.seconds.items()]
 
 
 def choose_inputs(out: Path) -> None:
@@ -169,7 +177,7 @@ def cost(features: str, seconds: Mapping[str, float]) -> float:
     if features not in RUNS:
         return 0.0
     halves = [name[-1] for name in RUNS[features]["data"] if name.startswith("synthetic")]
-    return seconds[f"train {NAMES[features]}"] + sum(seconds[f"paint pictures, half {half}"] for half in halves)
+    return seconds[f"train_{features}"] + sum(seconds[f"paint_{half}"] for half in halves)
 
 
 def answer(results: Sequence[Mapping[str, Any]]) -> str:
@@ -203,7 +211,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     return rows
 
 
-def make_report(out: Path, results: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> Report:
+def make_report(out: Path, results: Sequence[Mapping[str, Any]], costs: list[tuple[str, float]]) -> Report:
     pictures: dict[str, list[bytes]] = {}
     for row, data in read_pictures(out / "synthetic_a"):
         pictures.setdefault(row["prompt"], []).append(data)
@@ -215,7 +223,7 @@ def make_report(out: Path, results: Sequence[Mapping[str, Any]], seconds: Mappin
         losses={run: read_losses(out / run / "metrics.jsonl") for run in RUNS},
         results=results,
         names=NAMES,
-        costs=list(seconds.items()),
+        costs=costs,
         settings={
             "pictures": f"{NUM_PROMPTS} prompts, {IMAGES_PER_PROMPT} a prompt, {SAMPLING}",
             "encoder and training": str(TRAINING),
