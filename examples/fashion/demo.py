@@ -83,11 +83,9 @@ def demo(out: Path) -> None:
         clock.run(f"train_{run}", f"train {NAMES[run]}", lambda run=run: train(out, run))
     results = [
         {"features": features, "images": NUM_IMAGES if features in RUNS else 0}
-        | clock.run(
-            f"measure_{features}", f"measure {NAMES[features]}", lambda features=features: measure(out, features)
-        )
+        | clock.run(f"measure_{features}", f"measure {name}", lambda features=features: measure(out, features))
         | {"seconds": round(cost(features, clock.seconds), 1)}
-        for features in NAMES
+        for features, name in NAMES.items()
     ]
     atomic.write(out / "results.json", json.dumps(results, indent=1))
     write_report(make_report(out, results, clock.costs()), out / "report.html")
