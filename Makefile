@@ -31,8 +31,9 @@ photos: setup ## fetch the real photos (Fashion-MNIST)
 demo: photos ## paint, train and evaluate on two CPU cores; ends with a table and a report
 	$(PY) -m examples.fashion.demo --out runs/demo
 
-test: photos ## run the tests
+test: photos ## run the tests; compile every kernel for the GPUs we name
 	$(PY) -m pytest
+	$(PY) -m benchmarks.resources
 
 lint: setup ## ruff and mypy
 	$(PY) -m ruff check .
