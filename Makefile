@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.stablerep-installed
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup photos demo test lint bench gpu-check
+.PHONY: help setup photos demo test lint bench sanitize gpu-check
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,20 @@ lint: setup ## ruff and mypy
 bench: setup ## measure, record in benchmarks/results, print
 	$(PY) -m pytest benchmarks --benchmark -q
 	$(PY) -m benchmarks.table --plot benchmarks/results/latest.png
+
+# A venv without the editable install's hook, started where no stablerep folder lies: the package of build/sanitize is
+# the one that is found.
+sanitize: setup ## run the native ops' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	rm -rf build/sanitize
+	$(PY) -m venv --without-pip build/sanitize/venv
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(build/sanitize/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/installed.pth
+	$(PY) -m pip install -q --no-deps --target build/sanitize/package \
+	  -C cmake.define.STABLEREP_SANITIZE=ON -C cmake.define.STABLEREP_CUDA=OFF .
+	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  venv/bin/python -m pytest -q -p no:cacheprovider -c ../../pyproject.toml --import-mode=append \
+	  -o pythonpath=build/sanitize/package ../../tests/ops
 
 # Without network: WHEELS=dir holds wheels of what this machine's own Python lacks; torch comes from that Python.
 gpu-check: GPU_VENV := $(if $(WHEELS),build/gpu-check,$(VENV))
