@@ -1,4 +1,4 @@
-"""One training loop for both stages: batches drawn from (seed, step), so a run that was stopped goes on exactly."""
+"""One training loop for all stages: batches drawn from (seed, step), so a run that was stopped goes on exactly."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from examples.fashion.captions import all_captions
+from examples.fashion.sharpen import sharpen
 from examples.fashion.text import train_tokenizer
 from examples.fashion.unet import TextToLatent, new_noise_schedule, train_unet
 from examples.fashion.vae import encode, train_vae
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vae-steps", type=int, default=5000, help="of 32 photos")
+    parser.add_argument("--decoder-steps", type=int, default=1500, help="of 32 photos, against the critic")
     parser.add_argument("--unet-steps", type=int, default=9000, help="of 128 photos")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -35,6 +37,7 @@ def main() -> None:
     photos = fashion_mnist("train")
     pixels = torch.from_numpy(photos.images).permute(0, 3, 1, 2)
     vae = train_vae(pixels, steps=args.vae_steps, seed=args.seed, device=device, checkpoint=args.out / "vae.pt")
+    sharpen(vae, pixels, steps=args.decoder_steps, seed=args.seed + 11, checkpoint=args.out / "decoder.pt")
     mean, deviation = encode(vae, pixels)
     latents = mean * vae.config.scaling_factor, deviation * vae.config.scaling_factor
     tokenizer = train_tokenizer(str(caption) for caption in all_captions(photos.class_names))

@@ -1,4 +1,4 @@
-"""Stage 2: the UNet and its text model, trained on the latents of the photos and their captions."""
+"""Stage 3: the UNet and its text model, trained on the latents of the photos and their captions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORD_LEFT_OUT = 0.1  # share of captions that lack a given attribute, so that sh
 
 
 class TextToLatent(nn.Module):
-    """What stage 2 trains: 4.7 M weights of UNet, 0.3 M of text model."""
+    """What stage 3 trains: 4.7 M weights of UNet, 0.3 M of text model."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()

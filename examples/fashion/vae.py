@@ -41,9 +41,7 @@ def train_vae(pixels: Tensor, *, steps: int, seed: int, device: torch.device, ch
         images = to_signed(pixels[indices].to(device))
         posterior = vae.encode(images).latent_dist
         decoded = vae.decode(posterior.sample(noise)).sample
-        # The differences of neighbouring pixels count as much as the pixels: blur is what they punish.
-        sharp = sum(F.l1_loss(decoded.diff(dim=axis), images.diff(dim=axis)) for axis in (2, 3))
-        return F.l1_loss(decoded, images) + sharp + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        return pixel_loss(decoded, images) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
     train(
         vae,
@@ -61,6 +59,12 @@ def train_vae(pixels: Tensor, *, steps: int, seed: int, device: torch.device, ch
     total = (mean.var() + deviation.square().mean()).sqrt().item()
     vae.register_to_config(scaling_factor=1 / total)
     return vae
+
+
+def pixel_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    """Differences of neighbouring pixels count as much as the pixels: blur is what they punish."""
+    sharp = sum(F.l1_loss(decoded.diff(dim=axis), images.diff(dim=axis)) for axis in (2, 3))
+    return F.l1_loss(decoded, images) + sharp
 
 
 @torch.inference_mode()
