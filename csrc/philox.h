@@ -11,7 +11,11 @@
 #define STABLEREP_HOST_DEVICE __host__ __device__ __forceinline__
 #else
 #include <cmath>
+#ifdef __GNUC__  // one call left in a loop and the loop is no vector loop
+#define STABLEREP_HOST_DEVICE inline __attribute__((always_inline))
+#else
 #define STABLEREP_HOST_DEVICE inline
+#endif
 #endif
 
 namespace stablerep {

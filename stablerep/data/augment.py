@@ -1,17 +1,13 @@
-"""What is done to each picture of a batch: numbers drawn from (seed, step), to be carried out by any pipeline."""
+"""How hard pictures are augmented: flags, and what they mean to stablerep.ops.strong_augment."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stablerep.config import UserError
-from stablerep.data.sampling import AUGMENT, random_stream
+from stablerep.ops.strong_augment.spec import MOST_SIGMA, AugmentSpec
 
-ASPECT = (3 / 4, 4 / 3)
-BLUR_SIGMA = (0.1, 2.0)  # pixels of a 224 x 224 picture; smaller pictures are blurred in proportion
+BLUR_SIGMA = (0.1, 2.0)  # pixels of a 224 x 224 picture; others are blurred in proportion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +32,11 @@ class AugmentConfig:
     flip: float = 0.5
     """Probability of mirroring left and right."""
 
+    downsample: float = 0.05
+    """Probability that a picture is brought to a short side of 64 or 128 pixels and back; smaller ones never are."""
+
     def __post_init__(self) -> None:
-        for name in ("jitter", "grey", "blur", "flip"):
+        for name in ("jitter", "grey", "blur", "flip", "downsample"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} must be a probability from 0 to 1, got {getattr(self, name)}")
         if not 0 < self.min_scale <= 1:
@@ -45,39 +44,13 @@ class AugmentConfig:
         if not 0 <= self.jitter_strength <= 2.5:
             raise UserError(f"--jitter-strength must be from 0 to 2.5, got {self.jitter_strength}")
 
-
-@dataclass(frozen=True)
-class Augmentation:
-    """The draws for B pictures."""
-
-    area: NDArray[np.float32]  # [B] part of the picture's area
-    place: NDArray[np.float32]  # [B, 3] 0..1: aspect ratio, top, left, each within what the picture allows
-    twist: NDArray[np.float32]  # [B, 3] factors of brightness, contrast, saturation; saturation 0 is grey
-    hue: NDArray[np.float32]  # [B] degrees
-    blur_sigma: NDArray[np.float32]  # [B] pixels
-    blur_window: NDArray[np.int32]  # [B] pixels, 1 = no blur
-    mirror: NDArray[np.int32]  # [B] 0 or 1
-
-
-def draw(config: AugmentConfig, num_images: int, image_size: int, seed: int, step: int) -> Augmentation:
-    random = random_stream(seed, AUGMENT, step)
-
-    def uniform(low: float, high: float, *shape: int) -> NDArray[np.float32]:
-        return random.uniform(low, high, (num_images, *shape)).astype(np.float32)
-
-    jittered = random.random(num_images) < config.jitter
-    grey = random.random(num_images) < config.grey
-    blurred = random.random(num_images) < config.blur
-    strength = 0.4 * config.jitter_strength * jittered[:, None]
-    twist = (1 + strength * uniform(-1, 1, 3)).astype(np.float32)
-    twist[grey, 2] = 0.0
-    sigma = uniform(*BLUR_SIGMA) * np.float32(image_size / 224)
-    return Augmentation(
-        area=uniform(config.min_scale, 1),
-        place=uniform(0, 1, 3),
-        twist=twist,
-        hue=(36 * config.jitter_strength * jittered * uniform(-1, 1)).astype(np.float32),  # 0.1 of the circle
-        blur_sigma=sigma,
-        blur_window=np.where(blurred, 2 * np.ceil(3 * sigma) + 1, 1).astype(np.int32),
-        mirror=(random.random(num_images) < config.flip).astype(np.int32),
-    )
+    def spec(
+        self, image_size: int, mean: tuple[float, float, float], std: tuple[float, float, float], seed: int
+    ) -> AugmentSpec:
+        strength, blur = 0.4 * self.jitter_strength, image_size / 224
+        return AugmentSpec(
+            image_size=image_size, scale=(self.min_scale, 1.0), flip=self.flip, jitter=self.jitter,
+            brightness=strength, contrast=strength, saturation=strength, hue=strength / 4, grey=self.grey,
+            blur=self.blur, blur_sigma=(BLUR_SIGMA[0] * blur, min(BLUR_SIGMA[1] * blur, MOST_SIGMA)),
+            downsample=self.downsample, mean=mean, std=std, seed=seed,
+        )  # fmt: skip

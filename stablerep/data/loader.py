@@ -8,16 +8,20 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stablerep import distributed
 from stablerep.config import UserError
-from stablerep.data.augment import AugmentConfig, draw
+from stablerep.data.augment import AugmentConfig
 from stablerep.data.encoded import EncodedPictures
 from stablerep.data.sampling import Picks, Sampler
+from stablerep.ops import strong_augment
 
 QUEUED = 2  # finished batches that wait for the model
 
@@ -36,7 +40,8 @@ class LoaderConfig:
     std: tuple[float, float, float]
     seed: int
     num_threads: int = 0
-    """DALI's threads; 0: this rank's share of the cores, a quarter of it where the model needs them too."""
+    """To decode, and on the CPU to augment; 0: this rank's share of the cores, a quarter of it where the model needs
+    them too."""
 
 
 @contextmanager
@@ -57,7 +62,7 @@ def batches(
 
 
 class _Worker(threading.Thread):
-    """Runs DALI: its Python part (picking, drawing, slicing) then costs the training loop no time of its own."""
+    """Runs DALI, which decodes, and strong_augment; neither costs the training loop time of its own."""
 
     def __init__(
         self, sampler: Sampler, config: LoaderConfig, device: torch.device, first_step: int, last_step: int
@@ -66,7 +71,9 @@ class _Worker(threading.Thread):
         self._sampler, self._config, self._device = sampler, config, device
         self._steps = iter(range(first_step, last_step))
         self._encoded = EncodedPictures(sampler.sources)
-        self._fed: deque[Picks] = deque()  # what DALI has got and not yet given back
+        self._num_threads = config.num_threads or _threads(device)
+        self._spec = config.augment.spec(config.image_size, config.mean, config.std, config.seed)
+        self._fed: deque[tuple[Picks, Tensor]] = deque()  # what DALI has got and not yet given back, and its keys
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(QUEUED)
         self._stopping = threading.Event()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -95,15 +102,12 @@ class _Worker(threading.Thread):
             self._put(error)
 
     def _make_all(self) -> None:
-        from stablerep.data.pipeline import augmenting_pipeline  # DALI takes a second to load
+        from stablerep.data.pipeline import decoding_pipeline  # DALI takes a second to load
 
-        pipeline = augmenting_pipeline(
-            self._inputs,
+        pipeline = decoding_pipeline(
+            self._next_encoded,
             batch_size=self._sampler.images_per_step // distributed.world_size(),
-            image_size=self._config.image_size,
-            mean=self._config.mean,
-            std=self._config.std,
-            num_threads=self._config.num_threads or _threads(self._device),
+            num_threads=self._num_threads,
             device_id=self._device.index if self._device.type == "cuda" else None,
         )
         while not self._stopping.is_set():
@@ -113,35 +117,38 @@ class _Worker(threading.Thread):
                 return
             except RuntimeError as error:
                 raise self._name_the_damaged(error) from error
-            self._put(self._to_batch(images.as_tensor(), self._fed.popleft()))
+            self._put(self._to_batch(images, *self._fed.popleft()))
 
-    def _inputs(self) -> tuple[object, ...]:
+    def _next_encoded(self) -> list[NDArray[np.uint8]]:
         """What DALI's external source asks for, once a batch."""
         step = next(self._steps)  # StopIteration ends the pipeline
         picks = self._sampler.picks(step)
         rows = len(picks.label) // distributed.world_size()
         mine = slice(distributed.rank() * rows, (distributed.rank() + 1) * rows)
-        # Drawn for all ranks and cut: the batch of a step does not depend on how many ranks share it.
-        drawn = draw(self._config.augment, len(picks.label), self._config.image_size, self._config.seed, step)
+        # Rows count over all ranks: the batch of a step does not depend on how many share it.
+        keys = np.stack([np.full_like(picks.image, step), picks.image, np.arange(len(picks.image))], axis=1)
         picks = Picks(picks.source[mine], picks.image[mine], picks.label[mine])
-        self._fed.append(picks)
-        return (self._encoded.read(picks), *(getattr(drawn, field.name)[mine] for field in fields(drawn)))
+        self._fed.append((picks, torch.from_numpy(keys[mine])))
+        return self._encoded.read(picks)
 
-    def _to_batch(self, images: object, picks: Picks) -> Batch:
+    def _to_batch(self, decoded: Any, picks: Picks, keys: Tensor) -> Batch:
         labels = torch.from_numpy(picks.label)
         if self._stream is None:
-            own = torch.from_dlpack(images).clone()  # DALI uses its buffer again
-        else:
-            with torch.cuda.stream(self._stream):
-                own = torch.from_dlpack(images).clone()
-                labels = labels.to(self._device)
-            self._stream.synchronize()  # this thread waits, not the training loop
-        return Batch(own.permute(0, 3, 1, 2), labels)
+            return Batch(self._augment(decoded, keys), labels)
+        with torch.cuda.stream(self._stream):
+            images = self._augment(decoded, keys)
+            labels = labels.to(self._device)
+        self._stream.synchronize()  # DALI uses its buffers again; this thread waits, not the training loop
+        return Batch(images, labels)
+
+    def _augment(self, decoded: Any, keys: Tensor) -> Tensor:
+        pictures = [torch.from_dlpack(decoded[row]) for row in range(len(decoded))]  # no copies
+        return strong_augment(pictures, keys, self._spec, memory_format=torch.channels_last, threads=self._num_threads)
 
     def _name_the_damaged(self, error: RuntimeError) -> BaseException:
         from stablerep.data.pipeline import first_damaged
 
-        for picks in self._fed:
+        for picks, _ in self._fed:
             row = first_damaged(self._encoded.read(picks))
             if row is not None:
                 remake = "delete that shard's _stats.json and run the same stablerep-gen again"
@@ -162,5 +169,5 @@ def _threads(device: torch.device) -> int:
     cores = len(os.sched_getaffinity(0))
     if device.type == "cuda":
         return max(1, cores // min(distributed.world_size(), torch.cuda.device_count()))
-    # One thread makes 7,000 pictures of 32 x 32 a second, ten times what a ResNet-10 takes from a core.
+    # One thread makes far more pictures of 32 x 32 a second than a ResNet-10 takes from a core.
     return max(1, cores // 4 // distributed.world_size())

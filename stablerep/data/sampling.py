@@ -15,7 +15,7 @@ from stablerep.config import UserError, fingerprint
 from stablerep.shards import ImageIndex, index_images
 
 GroupBy = Literal["prompt", "image"]
-ORDER, CHOICE, AUGMENT = range(3)  # streams of random numbers, so that one use never shifts another
+ORDER, CHOICE = range(2)  # streams of random numbers, so that one use never shifts another
 
 log = logging.getLogger("stablerep.data")
 

@@ -75,7 +75,8 @@ def test_a_crop_is_a_part_of_the_picture_stretched(tmp_path: Path) -> None:
     width = (pixels[:, 16, 24, 0] - pixels[:, 16, 8, 0]).abs() * 2
     height = (pixels[:, 24, 16, 1] - pixels[:, 8, 16, 1]).abs()
     area, aspect = width * height / (96 * 144), width / height
-    assert area.min() > 0.09 and area.max() < 1.05 and 0.45 < area.mean() < 0.65
+    # 0.40 in the mean, not 0.55: of large crops few ratios fit a picture of 3 : 2; torchvision then draws both anew.
+    assert area.min() > 0.09 and area.max() < 1.05 and 0.35 < area.mean() < 0.5
     ordinary = area < 0.6
     assert 0.7 < aspect[ordinary].min() < 0.85 and 1.15 < aspect[ordinary].max() < 1.43
     mirrored = pixels[:, 16, 24, 0] < pixels[:, 16, 8, 0]
