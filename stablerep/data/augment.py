@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stablerep.config import UserError
-from stablerep.ops.strong_augment.spec import MOST_SIGMA, AugmentSpec
+
+if TYPE_CHECKING:
+    from stablerep.ops import AugmentSpec
 
 BLUR_SIGMA = (0.1, 2.0)  # pixels of a 224 x 224 picture; others are blurred in proportion
 
@@ -47,6 +50,9 @@ class AugmentConfig:
     def spec(
         self, image_size: int, mean: tuple[float, float, float], std: tuple[float, float, float], seed: int
     ) -> AugmentSpec:
+        """Blur is in proportion to image_size."""
+        from stablerep.ops.strong_augment.spec import MOST_SIGMA, AugmentSpec  # torch: flags are read without it
+
         strength, blur = 0.4 * self.jitter_strength, image_size / 224
         return AugmentSpec(
             image_size=image_size, scale=(self.min_scale, 1.0), flip=self.flip, jitter=self.jitter,

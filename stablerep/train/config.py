@@ -88,6 +88,9 @@ class TrainConfig:
     flip: float = AugmentConfig.flip
     """Probability of mirroring left and right."""
 
+    downsample: float = AugmentConfig.downsample
+    """Probability that a picture is brought to a short side of 64 or 128 pixels and back; smaller ones never are."""
+
     precision: str = "auto"
     """`bf16` (autocast), `fp32`, or `auto`: bf16 on CUDA, fp32 elsewhere."""
 
@@ -131,7 +134,7 @@ class TrainConfig:
 
     @property
     def augment(self) -> AugmentConfig:
-        names = ("min_scale", "jitter", "jitter_strength", "grey", "blur", "flip")
+        names = ("min_scale", "jitter", "jitter_strength", "grey", "blur", "flip", "downsample")
         return AugmentConfig(**{name: getattr(self, name) for name in names})
 
     @property
