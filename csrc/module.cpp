@@ -11,6 +11,7 @@
 #endif
 
 #include "cuda_device.h"
+#include "guided_step.h"
 #include "noise.h"
 
 namespace py = pybind11;
@@ -30,6 +31,33 @@ void philox_normal(uint64_t seed, std::uintptr_t prompt_ids, std::uintptr_t indi
                              at<float>(out), threads);
 }
 
+stablerep::GuidedStep guided_step_call(std::uintptr_t latents, std::uintptr_t output, std::uintptr_t previous_x0,
+                                       std::uintptr_t table, std::uintptr_t step, std::uintptr_t guidance_scale,
+                                       std::uintptr_t next, std::uintptr_t x0, int64_t pictures, int64_t elements,
+                                       int64_t steps, bool guided, bool scale_per_picture, int latents_dtype,
+                                       int output_dtype) {
+    return {.latents = at<const void>(latents),
+            .output = at<const void>(output),
+            .previous_x0 = at<const void>(previous_x0),
+            .table = at<const float>(table),
+            .step = at<const int64_t>(step),
+            .guidance_scale = at<const float>(guidance_scale),
+            .next = at<void>(next),
+            .x0 = at<void>(x0),
+            .pictures = pictures,
+            .elements = elements,
+            .steps = steps,
+            .guided = guided,
+            .scale_per_picture = scale_per_picture,
+            .latents_dtype = stablerep::Dtype{latents_dtype},
+            .output_dtype = stablerep::Dtype{output_dtype}};
+}
+
+void guided_step(const stablerep::GuidedStep& call, int threads) {
+    const py::gil_scoped_release release;
+    stablerep::guided_step(call, threads);
+}
+
 #ifdef STABLEREP_CUDA
 void check_cuda(const char* what, int error) {
     if (error != 0) throw std::runtime_error(std::string(what) + ": CUDA error: " + stablerep::cuda_error_text(error));
@@ -40,6 +68,10 @@ void philox_normal_cuda(uint64_t seed, std::uintptr_t prompt_ids, std::uintptr_t
     check_cuda("philox_normal", stablerep::philox_normal_cuda(seed, at<const int64_t>(prompt_ids),
                                                               at<const int64_t>(indices), images, elements,
                                                               at<float>(out), device, at<void>(stream)));
+}
+
+void guided_step_cuda(const stablerep::GuidedStep& call, int device, std::uintptr_t stream) {
+    check_cuda("guided_step", stablerep::guided_step_cuda(call, device, at<void>(stream)));
 }
 #endif
 
@@ -63,8 +95,14 @@ PYBIND11_MODULE(_native, m) {
     m.def("build_info", &build_info);
     m.def("philox_normal", &philox_normal, "seed"_a, "prompt_ids"_a, "indices"_a, "images"_a, "elements"_a, "out"_a,
           "threads"_a);
+    py::class_<stablerep::GuidedStep>(m, "GuidedStep")
+        .def(py::init(&guided_step_call), "latents"_a, "output"_a, "previous_x0"_a, "table"_a, "step"_a,
+             "guidance_scale"_a, "next"_a, "x0"_a, "pictures"_a, "elements"_a, "steps"_a, "guided"_a,
+             "scale_per_picture"_a, "latents_dtype"_a, "output_dtype"_a);
+    m.def("guided_step", &guided_step, "call"_a, "threads"_a);
 #ifdef STABLEREP_CUDA
     m.def("philox_normal_cuda", &philox_normal_cuda, "seed"_a, "prompt_ids"_a, "indices"_a, "images"_a, "elements"_a,
           "out"_a, "device"_a, "stream"_a);
+    m.def("guided_step_cuda", &guided_step_cuda, "call"_a, "device"_a, "stream"_a);
 #endif
 }

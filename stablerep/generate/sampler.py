@@ -29,21 +29,18 @@ def sample(
 
     Guidance (Ho and Salimans 2022) runs as one batch of two; at scale 1 the unguided half is left out.
     """
-    # Noise for a prompt's pictures is drawn in float32 and rounded, so that every precision starts from the same.
-    latents = ops.philox_normal(seed, prompt_ids, indices, latent_shape, device=text.device).to(text.dtype)
+    # Latents stay float32 through the loop, whatever the UNet computes in: their rounding would be most of the error.
+    latents = ops.philox_normal(seed, prompt_ids, indices, latent_shape, device=text.device) * schedule.init_scale
     guided = guidance_scale != 1
     if guided:
         text = torch.cat([negative_text.expand_as(text), text])
-    x0_before = torch.zeros_like(latents)
-    for timestep, x0_of, update in zip(schedule.timesteps, schedule.x0_of, schedule.update, strict=True):
-        output = engine.unet(torch.cat([latents, latents]) if guided else latents, timestep, text)
-        if guided:
-            without, with_text = output.chunk(2)
-            output = torch.lerp(without, with_text, guidance_scale)
-        x0 = x0_of[0] * latents + x0_of[1] * output
-        latents = (update[0] * latents + update[1] * x0 + update[2] * x0_before).to(text.dtype)
-        x0_before = x0
-    return _to_pixels(engine.decode(latents), image_size)
+    scale = torch.full((), guidance_scale, device=text.device)
+    x0 = latents  # the first row of a table does not read it
+    for step, timestep in zip(schedule.steps, schedule.timesteps, strict=True):
+        told = latents.to(text.dtype)
+        output = engine.unet(torch.cat([told, told]) if guided else told, timestep, text)
+        latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
+    return _to_pixels(engine.decode(latents.to(text.dtype)), image_size)
 
 
 def _to_pixels(images: Tensor, image_size: int | None) -> Tensor:

@@ -1,7 +1,8 @@
 """Operations on torch tensors, one folder each; every one works on the CPU and on CUDA."""
 
+from stablerep.ops.guided_step import guided_step
 from stablerep.ops.impls import ImplUnavailable
 from stablerep.ops.multi_positive_loss import multi_positive_loss
 from stablerep.ops.philox_normal import philox_normal
 
-__all__ = ["ImplUnavailable", "multi_positive_loss", "philox_normal"]
+__all__ = ["ImplUnavailable", "guided_step", "multi_positive_loss", "philox_normal"]

@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+)
 
 from stablerep import ops
+from stablerep.generate.config import SCHEDULERS
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, default_generator
 from stablerep.generate.sampler import sample
@@ -35,11 +42,12 @@ def paint(pipeline: Pipeline, prompt_ids: list[int], indices: list[int], **chang
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0, 7.5])
-@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_equals_the_plain_diffusers_pipeline(pipeline: Pipeline, name: str, guidance_scale: float) -> None:
     theirs = StableDiffusionPipeline.from_pretrained(default_generator(), dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
-    kind = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[name]
+    kinds = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
+    kind = kinds[name]
     theirs.scheduler = kind.from_config(theirs.scheduler.config)
     noise = ops.philox_normal(5, torch.tensor([0, 1]), torch.tensor([3, 0]), pipeline.latent_shape)
     expected = theirs(
