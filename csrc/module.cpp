@@ -1,7 +1,9 @@
 // Python bindings of stablerep._native, and nothing else. Addresses come as integers from torch's data_ptr(): the
 // module is built without libtorch and fits any version of it. Callers check shapes, dtypes and devices.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -13,6 +15,7 @@
 #include "cuda_device.h"
 #include "guided_step.h"
 #include "noise.h"
+#include "to_pixels.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -58,6 +61,31 @@ void guided_step(const stablerep::GuidedStep& call, int threads) {
     stablerep::guided_step(call, threads);
 }
 
+stablerep::ToPixels to_pixels_call(std::uintptr_t images, std::uintptr_t out, std::uintptr_t slots, int64_t pictures,
+                                   int64_t pool, std::array<int, 2> size, std::array<int, 4> resized_and_corner,
+                                   std::array<int, 2> out_size, bool channels_last, int dtype) {
+    return {.images = at<const void>(images),
+            .out = at<uint8_t>(out),
+            .slots = at<const int64_t>(slots),
+            .pictures = pictures,
+            .pool = pool,
+            .height = size[0],
+            .width = size[1],
+            .resized_height = resized_and_corner[0],
+            .resized_width = resized_and_corner[1],
+            .top = resized_and_corner[2],
+            .left = resized_and_corner[3],
+            .out_height = out_size[0],
+            .out_width = out_size[1],
+            .channels_last = channels_last,
+            .dtype = stablerep::Dtype{dtype}};
+}
+
+void to_pixels(const stablerep::ToPixels& call, int threads) {
+    const py::gil_scoped_release release;
+    stablerep::to_pixels(call, threads);
+}
+
 #ifdef STABLEREP_CUDA
 void check_cuda(const char* what, int error) {
     if (error != 0) throw std::runtime_error(std::string(what) + ": CUDA error: " + stablerep::cuda_error_text(error));
@@ -72,6 +100,10 @@ void philox_normal_cuda(uint64_t seed, std::uintptr_t prompt_ids, std::uintptr_t
 
 void guided_step_cuda(const stablerep::GuidedStep& call, int device, std::uintptr_t stream) {
     check_cuda("guided_step", stablerep::guided_step_cuda(call, device, at<void>(stream)));
+}
+
+void to_pixels_cuda(const stablerep::ToPixels& call, int device, std::uintptr_t stream) {
+    check_cuda("to_pixels", stablerep::to_pixels_cuda(call, device, at<void>(stream)));
 }
 #endif
 
@@ -100,9 +132,14 @@ PYBIND11_MODULE(_native, m) {
              "guidance_scale"_a, "next"_a, "x0"_a, "pictures"_a, "elements"_a, "steps"_a, "guided"_a,
              "scale_per_picture"_a, "latents_dtype"_a, "output_dtype"_a);
     m.def("guided_step", &guided_step, "call"_a, "threads"_a);
+    py::class_<stablerep::ToPixels>(m, "ToPixels")
+        .def(py::init(&to_pixels_call), "images"_a, "out"_a, "slots"_a, "pictures"_a, "pool"_a, "size"_a,
+             "resized_and_corner"_a, "out_size"_a, "channels_last"_a, "dtype"_a);
+    m.def("to_pixels", &to_pixels, "call"_a, "threads"_a);
 #ifdef STABLEREP_CUDA
     m.def("philox_normal_cuda", &philox_normal_cuda, "seed"_a, "prompt_ids"_a, "indices"_a, "images"_a, "elements"_a,
           "out"_a, "device"_a, "stream"_a);
     m.def("guided_step_cuda", &guided_step_cuda, "call"_a, "device"_a, "stream"_a);
+    m.def("to_pixels_cuda", &to_pixels_cuda, "call"_a, "device"_a, "stream"_a);
 #endif
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stablerep import ops
@@ -40,16 +39,4 @@ def sample(
         told = latents.to(text.dtype)
         output = engine.unet(torch.cat([told, told]) if guided else told, timestep, text)
         latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
-    return _to_pixels(engine.decode(latents.to(text.dtype)), image_size)
-
-
-def _to_pixels(images: Tensor, image_size: int | None) -> Tensor:
-    """VAE output [B, 3, H, W] in -1..1 to uint8 [B, H, W, 3], the short side resized to image_size, then cropped."""
-    images = images.float()
-    if image_size is not None and images.shape[-2:] != (image_size, image_size):
-        scale = image_size / min(images.shape[-2:])
-        size = [max(image_size, round(side * scale)) for side in images.shape[-2:]]
-        images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-        top, left = ((side - image_size) // 2 for side in size)
-        images = images[..., top : top + image_size, left : left + image_size]
-    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return ops.to_pixels(engine.decode(latents.to(text.dtype)), image_size)

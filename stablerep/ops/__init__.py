@@ -4,5 +4,6 @@ from stablerep.ops.guided_step import guided_step
 from stablerep.ops.impls import ImplUnavailable
 from stablerep.ops.multi_positive_loss import multi_positive_loss
 from stablerep.ops.philox_normal import philox_normal
+from stablerep.ops.to_pixels import to_pixels
 
-__all__ = ["ImplUnavailable", "guided_step", "multi_positive_loss", "philox_normal"]
+__all__ = ["ImplUnavailable", "guided_step", "multi_positive_loss", "philox_normal", "to_pixels"]
