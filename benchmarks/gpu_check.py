@@ -76,6 +76,59 @@ def philox_normal() -> Numbers:
     return {"worst_error": worst, "native_has_the_bits_of_the_cpu": same_bits, "native": native.why_not("cuda") is None}
 
 
+def guided_step() -> Numbers:
+    """A guided step on CUDA has the digits of the CPU's, in every dtype, aligned or not, with and without guidance."""
+    from stablerep.ops import guided_step
+
+    generator = torch.Generator().manual_seed(SEED)
+    table = torch.tensor([[2.1, -1.85, 0.91, 0.14, -0.05], [14.6, -14.57, 0.97, 0.03, 0.0]])
+    halves = ((torch.float32, torch.float16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16))
+    same_bits, worst = True, 0.0
+    for latents_dtype, output_dtype in (*halves, (torch.float32, torch.float32), (torch.float32, torch.bfloat16)):
+        for shape in [(1, 1), (3, 63), (2, 127), (3, 1000), (16, 4, 64, 64)]:
+            for halves_of_output in (1, 2):
+                latents, x0 = torch.randn((2, *shape), generator=generator).to(latents_dtype)
+                output = torch.randn((halves_of_output * shape[0], *shape[1:]), generator=generator).to(output_dtype)
+                for step, scale in ((0, torch.tensor(2.0)), (1, torch.linspace(0, 7.5, shape[0]))):
+                    inputs = (latents, output, x0, table, torch.tensor(step), scale)
+                    actual = guided_step(*(tensor.cuda() for tensor in inputs))
+                    for one, other in zip(actual, guided_step(*inputs), strict=True):
+                        difference = (one.cpu().double() - other.double()).abs().max()
+                        assert difference <= 4 * torch.finfo(latents_dtype).eps * other.abs().max().double()
+                        worst, same_bits = max(worst, float(difference)), same_bits and not difference
+    return {"worst_error": worst, "native_has_the_bits_of_the_cpu": same_bits, "native": native.why_not("cuda") is None}
+
+
+def to_pixels() -> Numbers:
+    """Pixels on CUDA are those of the CPU to a grey level, in every dtype and layout, and in a pool."""
+    from stablerep.ops import to_pixels
+
+    generator = torch.Generator().manual_seed(SEED)
+    different = total = 0
+    for height, width, size in [
+        (1, 1, None),
+        (63, 127, None),
+        (63, 127, 40),
+        (40, 33, 70),
+        (512, 512, 256),
+        (1000, 64, 1),
+    ]:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                images = torch.randn((3, 3, height, width), generator=generator).to(dtype)
+                images = images.contiguous(memory_format=layout)
+                expected = to_pixels(images, size)
+                actual = to_pixels(images.cuda(), size)
+                pool = torch.full((4, *expected.shape[1:]), 77, dtype=torch.uint8, device="cuda")
+                to_pixels(images.cuda(), size, pool, torch.tensor([2, -1, 2], device="cuda"))
+                assert torch.equal(pool[2], actual[2]) and (pool[[0, 1, 3]] == 77).all()
+                difference = (actual.cpu().int() - expected.int()).abs()
+                assert difference.max() <= 1
+                different, total = different + int(difference.sum()), total + difference.numel()
+    assert different <= 1e-4 * total
+    return {"share_of_different_levels": different / total, "native": native.why_not("cuda") is None}
+
+
 def multi_positive_loss() -> Numbers:
     """The loss and its gradient on CUDA against float64 on the CPU, in float32 and bfloat16."""
     from stablerep.ops import multi_positive_loss
@@ -104,8 +157,8 @@ def multi_positive_loss() -> Numbers:
 
 
 def no_waiting() -> Numbers:
-    """Neither op waits for the device."""
-    from stablerep.ops import multi_positive_loss, philox_normal
+    """No op waits for the device."""
+    from stablerep.ops import guided_step, multi_positive_loss, philox_normal, to_pixels
 
     labels = torch.arange(96, device="cuda") // 6
     features = torch.randn(96, 64, device="cuda", requires_grad=True)
@@ -113,6 +166,9 @@ def no_waiting() -> Numbers:
     try:
         multi_positive_loss(features, labels).backward()
         philox_normal(SEED, labels, labels, (4, 8, 8))
+        latents, zero = torch.randn(96, 4, 8, 8, device="cuda"), torch.zeros((), dtype=torch.int64, device="cuda")
+        guided_step(latents, latents, latents, torch.ones(1, 5, device="cuda"), zero, zero.float())
+        to_pixels(latents[:, :3], 4, torch.zeros(96, 4, 4, 3, dtype=torch.uint8, device="cuda"), labels)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return {}
@@ -201,6 +257,8 @@ def main() -> int:
     checks: dict[str, Callable[[], Numbers]] = {
         "native half": native_half,
         "philox_normal": philox_normal,
+        "guided_step": guided_step,
+        "to_pixels": to_pixels,
         "multi_positive_loss": multi_positive_loss,
         "no waiting": no_waiting,
         "op benchmarks": lambda: op_benchmarks(out),

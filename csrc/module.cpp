@@ -15,7 +15,9 @@
 
 #include "augment.h"
 #include "cuda_device.h"
+#include "guided_step.h"
 #include "noise.h"
+#include "to_pixels.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -57,6 +59,58 @@ void augment_apply(const stablerep::Pictures& pictures, const SpecNumbers& spec,
                              channels_last, threads);
 }
 
+stablerep::GuidedStep guided_step_call(std::uintptr_t latents, std::uintptr_t output, std::uintptr_t previous_x0,
+                                       std::uintptr_t table, std::uintptr_t step, std::uintptr_t guidance_scale,
+                                       std::uintptr_t next, std::uintptr_t x0, int64_t pictures, int64_t elements,
+                                       int64_t steps, bool guided, bool scale_per_picture, int latents_dtype,
+                                       int output_dtype) {
+    return {.latents = at<const void>(latents),
+            .output = at<const void>(output),
+            .previous_x0 = at<const void>(previous_x0),
+            .table = at<const float>(table),
+            .step = at<const int64_t>(step),
+            .guidance_scale = at<const float>(guidance_scale),
+            .next = at<void>(next),
+            .x0 = at<void>(x0),
+            .pictures = pictures,
+            .elements = elements,
+            .steps = steps,
+            .guided = guided,
+            .scale_per_picture = scale_per_picture,
+            .latents_dtype = stablerep::Dtype{latents_dtype},
+            .output_dtype = stablerep::Dtype{output_dtype}};
+}
+
+void guided_step(const stablerep::GuidedStep& call, int threads) {
+    const py::gil_scoped_release release;
+    stablerep::guided_step(call, threads);
+}
+
+stablerep::ToPixels to_pixels_call(std::uintptr_t images, std::uintptr_t out, std::uintptr_t slots, int64_t pictures,
+                                   int64_t pool, std::array<int, 2> size, std::array<int, 4> resized_and_corner,
+                                   std::array<int, 2> out_size, bool channels_last, int dtype) {
+    return {.images = at<const void>(images),
+            .out = at<uint8_t>(out),
+            .slots = at<const int64_t>(slots),
+            .pictures = pictures,
+            .pool = pool,
+            .height = size[0],
+            .width = size[1],
+            .resized_height = resized_and_corner[0],
+            .resized_width = resized_and_corner[1],
+            .top = resized_and_corner[2],
+            .left = resized_and_corner[3],
+            .out_height = out_size[0],
+            .out_width = out_size[1],
+            .channels_last = channels_last,
+            .dtype = stablerep::Dtype{dtype}};
+}
+
+void to_pixels(const stablerep::ToPixels& call, int threads) {
+    const py::gil_scoped_release release;
+    stablerep::to_pixels(call, threads);
+}
+
 #ifdef STABLEREP_CUDA
 void check_cuda(const char* what, int error) {
     if (error != 0) throw std::runtime_error(std::string(what) + ": CUDA error: " + stablerep::cuda_error_text(error));
@@ -90,6 +144,14 @@ void augment_apply_cuda(const stablerep::Pictures& pictures, const SpecNumbers& 
 int64_t augment_scratch_bytes(const stablerep::Pictures& pictures, const SpecNumbers& spec, int64_t number) {
     return stablerep::augment_scratch_bytes(pictures, std::bit_cast<stablerep::AugmentSpec>(spec), number);
 }
+
+void guided_step_cuda(const stablerep::GuidedStep& call, int device, std::uintptr_t stream) {
+    check_cuda("guided_step", stablerep::guided_step_cuda(call, device, at<void>(stream)));
+}
+
+void to_pixels_cuda(const stablerep::ToPixels& call, int device, std::uintptr_t stream) {
+    check_cuda("to_pixels", stablerep::to_pixels_cuda(call, device, at<void>(stream)));
+}
 #endif
 
 // What was really compiled: stablerep-doctor prints it, why_not() reads it.
@@ -117,6 +179,15 @@ PYBIND11_MODULE(_native, m) {
     m.def("augment_draw", &augment_draw, "pictures"_a, "spec"_a, "seed"_a, "keys"_a, "params"_a);
     m.def("augment_apply", &augment_apply, "pictures"_a, "spec"_a, "params"_a, "out"_a, "type"_a, "channels_last"_a,
           "threads"_a);
+    py::class_<stablerep::GuidedStep>(m, "GuidedStep")
+        .def(py::init(&guided_step_call), "latents"_a, "output"_a, "previous_x0"_a, "table"_a, "step"_a,
+             "guidance_scale"_a, "next"_a, "x0"_a, "pictures"_a, "elements"_a, "steps"_a, "guided"_a,
+             "scale_per_picture"_a, "latents_dtype"_a, "output_dtype"_a);
+    m.def("guided_step", &guided_step, "call"_a, "threads"_a);
+    py::class_<stablerep::ToPixels>(m, "ToPixels")
+        .def(py::init(&to_pixels_call), "images"_a, "out"_a, "slots"_a, "pictures"_a, "pool"_a, "size"_a,
+             "resized_and_corner"_a, "out_size"_a, "channels_last"_a, "dtype"_a);
+    m.def("to_pixels", &to_pixels, "call"_a, "threads"_a);
 #ifdef STABLEREP_CUDA
     m.def("philox_normal_cuda", &philox_normal_cuda, "seed"_a, "prompt_ids"_a, "indices"_a, "images"_a, "elements"_a,
           "out"_a, "device"_a, "stream"_a);
@@ -125,5 +196,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("augment_apply_cuda", &augment_apply_cuda, "pictures"_a, "spec"_a, "params"_a, "out"_a, "type"_a,
           "channels_last"_a, "scratch"_a, "scratch_bytes"_a, "device"_a, "stream"_a);
     m.def("augment_scratch_bytes", &augment_scratch_bytes, "pictures"_a, "spec"_a, "number"_a);
+    m.def("guided_step_cuda", &guided_step_cuda, "call"_a, "device"_a, "stream"_a);
+    m.def("to_pixels_cuda", &to_pixels_cuda, "call"_a, "device"_a, "stream"_a);
 #endif
 }

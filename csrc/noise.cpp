@@ -3,12 +3,14 @@
 #include <algorithm>
 
 #include "philox.h"
+#include "vector_clones.h"
 
 namespace stablerep {
 namespace {
 
 constexpr int64_t kBlocksPerChunk = 1024;  // 16 KiB of output: stays in the first-level cache, and is work enough to share
 
+STABLEREP_VECTOR_CLONES
 void fill_chunk(uint64_t seed, uint64_t prompt_id, uint32_t index, int64_t first_block, int64_t elements, float* out) {
     const int64_t first = 4 * first_block;
     const int64_t end = std::min(elements, first + 4 * kBlocksPerChunk);

@@ -9,7 +9,7 @@ from typing import Any
 from stablerep.config import UserError, check_choice
 
 ENGINES = ("torch",)
-SCHEDULERS = ("ddim", "dpmsolver++")
+SCHEDULERS = ("ddim", "dpmsolver++", "euler")
 FORMATS = ("jpg", "png", "webp")
 
 
@@ -39,7 +39,7 @@ class GenerateConfig:
     """Denoising steps; dpmsolver++ needs about 12."""
 
     scheduler: str = "ddim"
-    """ddim or dpmsolver++ (2M)."""
+    """ddim, dpmsolver++ (2M) or euler."""
 
     negative_prompt: str = ""
     """What guidance leads away from."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stablerep import ops
@@ -29,30 +28,15 @@ def sample(
 
     Guidance (Ho and Salimans 2022) runs as one batch of two; at scale 1 the unguided half is left out.
     """
-    # Noise for a prompt's pictures is drawn in float32 and rounded, so that every precision starts from the same.
-    latents = ops.philox_normal(seed, prompt_ids, indices, latent_shape, device=text.device).to(text.dtype)
+    # Latents stay float32 through the loop, whatever the UNet computes in: their rounding would be most of the error.
+    latents = ops.philox_normal(seed, prompt_ids, indices, latent_shape, device=text.device) * schedule.init_scale
     guided = guidance_scale != 1
     if guided:
         text = torch.cat([negative_text.expand_as(text), text])
-    x0_before = torch.zeros_like(latents)
-    for timestep, x0_of, update in zip(schedule.timesteps, schedule.x0_of, schedule.update, strict=True):
-        output = engine.unet(torch.cat([latents, latents]) if guided else latents, timestep, text)
-        if guided:
-            without, with_text = output.chunk(2)
-            output = torch.lerp(without, with_text, guidance_scale)
-        x0 = x0_of[0] * latents + x0_of[1] * output
-        latents = (update[0] * latents + update[1] * x0 + update[2] * x0_before).to(text.dtype)
-        x0_before = x0
-    return _to_pixels(engine.decode(latents), image_size)
-
-
-def _to_pixels(images: Tensor, image_size: int | None) -> Tensor:
-    """VAE output [B, 3, H, W] in -1..1 to uint8 [B, H, W, 3], the short side resized to image_size, then cropped."""
-    images = images.float()
-    if image_size is not None and images.shape[-2:] != (image_size, image_size):
-        scale = image_size / min(images.shape[-2:])
-        size = [max(image_size, round(side * scale)) for side in images.shape[-2:]]
-        images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-        top, left = ((side - image_size) // 2 for side in size)
-        images = images[..., top : top + image_size, left : left + image_size]
-    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    scale = torch.full((), guidance_scale, device=text.device)
+    x0 = latents  # the first row of a table does not read it
+    for step, timestep in zip(schedule.steps, schedule.timesteps, strict=True):
+        told = latents.to(text.dtype)
+        output = engine.unet(torch.cat([told, told]) if guided else told, timestep, text)
+        latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
+    return ops.to_pixels(engine.decode(latents.to(text.dtype)), image_size)

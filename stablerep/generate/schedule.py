@@ -1,8 +1,8 @@
-"""Denoising schedules as tables: every update is x <- a x + b x0 + c x0_before, with x0 read off the UNet's output.
+"""Denoising schedules as tables: a step is x0 = a x + b output, then x <- c x + d x0 + e x0_before.
 
-DDIM (eta 0, Song et al. 2021) and DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) are both linear in what they know,
-so a step is two fused multiply-adds with numbers made before the loop. diffusers' schedulers give timesteps and
-noise levels, and are the oracle of the tests.
+DDIM (eta 0, Song et al. 2021), DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) and Euler (Karras et al. 2022) are all
+linear in what they know, so five numbers a step, made before the loop, are the whole solver (`ops.guided_step`).
+diffusers' schedulers give timesteps and noise levels, and are the oracle of the tests.
 """
 
 from __future__ import annotations
@@ -11,80 +11,145 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from stablerep.config import UserError
 
-Row = tuple[float, float, float]
+Level = tuple[float, float]  # alpha, sigma: signal and noise in x = alpha x0 + sigma noise
+Row = tuple[float, float, float]  # c, d, e
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+# What is not linear in x and output, or needs another output than a picture's latents.
+UNSUPPORTED = {"clip_sample": True, "thresholding": True, "use_flow_sigmas": True}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """S steps; coefficients float32 on the device of the latents."""
+    """S steps, on the device of the latents: the loop needs no number from the host."""
 
-    timesteps: Tensor  # [S] int64, what the UNet is told
-    x0_of: Tensor  # [S, 2]: x0 = x0_of[0] x + x0_of[1] output
-    update: Tensor  # [S, 3]: x <- update[0] x + update[1] x0 + update[2] x0 of the step before
+    timesteps: Tensor  # [S] float32, what the UNet is told; whole numbers but for euler
+    table: Tensor  # [S, 5] float32: a, b, c, d, e
+    steps: Tensor  # [S] int64: 0 .. S-1
+    init_scale: float = 1.0  # of the noise that the first step starts from
+
+
+@dataclass(frozen=True)
+class _Solver:
+    timesteps: Tensor  # [S]
+    levels: list[Level]  # where each step starts
+    rows: list[Row]
+    init_scale: float = 1.0
 
 
 def make_schedule(name: str, scheduler_config: dict[str, Any], steps: int, device: torch.device) -> Schedule:
-    """Build the table of `ddim` or `dpmsolver++` for a pipeline's scheduler config.
+    """Build the table of `ddim`, `dpmsolver++` or `euler` for a pipeline's scheduler config.
 
     Raises:
-        UserError: a prediction type other than epsilon and v_prediction, or more steps than the model has.
+        UserError: a scheduler config that no such table can express, or more steps than the model has.
     """
     trained = scheduler_config.get("num_train_timesteps", 1000)
     if steps > trained:
         raise UserError(f"--num-inference-steps {steps} is more than the {trained} the model was trained with")
     kind = scheduler_config.get("prediction_type", "epsilon")
-    if kind not in ("epsilon", "v_prediction"):
-        raise UserError(f"--model predicts {kind!r}; only epsilon and v_prediction are supported")
-    rows = {"ddim": _ddim, "dpmsolver++": _dpm_solver}[name]
-    timesteps, alphas, updates = rows(scheduler_config, steps)
-    x0_of = []
-    for alpha in alphas:  # alpha, sigma: signal and noise in x = alpha x0 + sigma noise
-        sigma = (1 - alpha**2) ** 0.5
-        x0_of.append((1 / alpha, -sigma / alpha) if kind == "epsilon" else (alpha, -sigma))
+    if kind not in PREDICTION_TYPES:
+        raise UserError(f"--model predicts {kind!r}; only {', '.join(PREDICTION_TYPES)} are supported")
+    for key, value in UNSUPPORTED.items():
+        if scheduler_config.get(key) == value:
+            raise UserError(f"--model has {key}={value} in its scheduler config, which is not supported")
+    solver = {"ddim": _ddim, "dpmsolver++": _dpm_solver, "euler": _euler}[name](scheduler_config, steps)
+    if kind == "epsilon" and any(alpha == 0 for alpha, _ in solver.levels):
+        raise UserError(
+            f"--scheduler {name} with rescale_betas_zero_snr starts without signal, where epsilon says nothing; "
+            "take --scheduler euler or dpmsolver++"
+        )
+    x0_of = {
+        "epsilon": lambda alpha, sigma: (1 / alpha, -sigma / alpha),
+        "v_prediction": lambda alpha, sigma: (alpha, -sigma),
+        "sample": lambda alpha, sigma: (0.0, 1.0),
+    }[kind]
+    table = [(*x0_of(*level), *row) for level, row in zip(solver.levels, solver.rows, strict=True)]
     return Schedule(
-        timesteps=timesteps.to(device, torch.int64),
-        x0_of=torch.tensor(x0_of, dtype=torch.float32, device=device),
-        update=torch.tensor(updates, dtype=torch.float32, device=device),
+        timesteps=solver.timesteps.to(device, torch.float32),
+        table=torch.tensor(table, dtype=torch.float64).to(device, torch.float32),
+        steps=torch.arange(steps, device=device),
+        init_scale=solver.init_scale,
     )
 
 
-def _ddim(config: dict[str, Any], steps: int) -> tuple[Tensor, list[float], list[Row]]:
-    scheduler = DDIMScheduler.from_config(config)
-    scheduler.set_timesteps(steps)
-    signal = scheduler.alphas_cumprod.double().sqrt()
-    stride = scheduler.config.num_train_timesteps // steps
-    alphas, updates = [], []
+def _first_order(at: Level, after: Level) -> Row:
+    """Keep the noise that x holds, at its new level: DDIM, Euler and first-order DPM-Solver++ in one."""
+    keep = after[1] / at[1]
+    return keep, after[0] - at[0] * keep, 0.0
+
+
+def _set_timesteps(kind: type, name: str, config: dict[str, Any], steps: int, **changes: Any) -> Any:
+    try:
+        scheduler = kind.from_config(config, **changes)  # type: ignore[attr-defined]
+        scheduler.set_timesteps(steps)
+    except (ValueError, NotImplementedError, ImportError) as error:  # its own words name the field
+        reason = " ".join(str(error).split())
+        raise UserError(f"--scheduler {name} cannot take the model's scheduler config: {reason}") from error
+    if len(scheduler.timesteps) != steps:  # diffusers' trailing spacing rounds 61 steps to 62, the last one at -1
+        became = len(scheduler.timesteps)
+        raise UserError(f"--num-inference-steps {steps} becomes {became} by rounding in {name}; take another number")
+    return scheduler
+
+
+def _ddim(config: dict[str, Any], steps: int) -> _Solver:
+    # A config that does not say comes from a latent model; diffusers' default, True, is for pixels.
+    scheduler = _set_timesteps(DDIMScheduler, "ddim", config, steps, clip_sample=False)
+    trained = scheduler.config.num_train_timesteps
+    stride = trained // steps
+    if scheduler.timesteps.max() >= trained:
+        raise UserError(f"--num-inference-steps {steps} and steps_offset lead past the {trained} steps of the model")
+
+    def level(signal_power: Tensor) -> Level:
+        return float(signal_power) ** 0.5, (1 - float(signal_power)) ** 0.5
+
+    levels, rows = [], []
     for t in scheduler.timesteps.tolist():
-        alpha = signal[t].item()
-        after = signal[t - stride].item() if t >= stride else float(scheduler.final_alpha_cumprod) ** 0.5
-        noise_kept = ((1 - after**2) / (1 - alpha**2)) ** 0.5
-        alphas.append(alpha)
-        updates.append((noise_kept, after - alpha * noise_kept, 0.0))
-    return scheduler.timesteps, alphas, updates
+        after = scheduler.alphas_cumprod[t - stride] if t >= stride else scheduler.final_alpha_cumprod
+        levels.append(level(scheduler.alphas_cumprod[t]))
+        rows.append(_first_order(levels[-1], level(after)))
+    return _Solver(scheduler.timesteps, levels, rows)
 
 
-def _dpm_solver(config: dict[str, Any], steps: int) -> tuple[Tensor, list[float], list[Row]]:
-    scheduler = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
-    scheduler.set_timesteps(steps)
-    ratio = scheduler.sigmas.double()  # sigma / alpha, one more than steps
-    alpha = (1 / (ratio**2 + 1).sqrt()).tolist()
-    log_snr = (-ratio.log()).tolist()  # infinite after the last step if that ends at zero noise
-    sigma = [r * a for r, a in zip(ratio.tolist(), alpha, strict=True)]
-    updates: list[Row] = []
-    for i in range(len(scheduler.timesteps)):
-        keep = sigma[i + 1] / sigma[i]
-        h = log_snr[i + 1] - log_snr[i]
-        gain = -alpha[i + 1] * torch.tensor(-h, dtype=torch.float64).expm1().item()
-        is_last = i == steps - 1
-        lower_last = is_last and (steps < 15 or ratio[-1] == 0 or scheduler.config.euler_at_final)
-        if i == 0 or lower_last:
-            updates.append((keep, gain, 0.0))
-        else:
-            half_ratio = h / (2 * (log_snr[i] - log_snr[i - 1]))  # 1 / (2 r) with r = h_before / h
-            updates.append((keep, gain * (1 + half_ratio), -gain * half_ratio))
-    return scheduler.timesteps, alpha[:-1], updates
+def _levels(ratios: Tensor) -> list[Level]:
+    """Variance-preserving levels from sigma / alpha."""
+    alphas = (1 / (ratios.double() ** 2 + 1).sqrt()).tolist()
+    return [(alpha, ratio * alpha) for ratio, alpha in zip(ratios.tolist(), alphas, strict=True)]
+
+
+def _dpm_solver(config: dict[str, Any], steps: int) -> _Solver:
+    changes = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+    scheduler = _set_timesteps(DPMSolverMultistepScheduler, "dpmsolver++", config, steps, **changes)
+    if scheduler.config.solver_type != "midpoint" or scheduler.config.variance_type is not None:
+        raise UserError("--scheduler dpmsolver++ needs solver_type midpoint and no variance_type in the model's config")
+    levels = _levels(scheduler.sigmas)  # one more than steps
+    log_snr = (-scheduler.sigmas.double().log()).tolist()  # infinite after the last step if that ends at zero noise
+    if len(set(log_snr[:-1])) < steps:
+        raise UserError(f"--num-inference-steps {steps} makes dpmsolver++ visit a noise level twice; take fewer")
+    first_order_last = (
+        scheduler.config.euler_at_final
+        or (scheduler.config.lower_order_final and steps < 15)
+        or scheduler.config.final_sigmas_type == "zero"
+    )
+    rows = []
+    for i in range(steps):
+        keep, gain, _ = _first_order(levels[i], levels[i + 1])
+        if i == 0 or (i == steps - 1 and first_order_last):
+            rows.append((keep, gain, 0.0))
+        else:  # extrapolate x0 along the log signal-to-noise ratio to the middle of the step
+            ahead = (log_snr[i + 1] - log_snr[i]) / (2 * (log_snr[i] - log_snr[i - 1]))
+            rows.append((keep, gain * (1 + ahead), -gain * ahead))
+    return _Solver(scheduler.timesteps, levels[:-1], rows)
+
+
+def _euler(config: dict[str, Any], steps: int) -> _Solver:
+    """Euler in x / sqrt(sigma^2 + 1), which is what the UNet is given; the last step goes back to x."""
+    scheduler = _set_timesteps(EulerDiscreteScheduler, "euler", config, steps)
+    levels = _levels(scheduler.sigmas)
+    levels[steps] = (1.0, float(scheduler.sigmas[steps]))
+    rows = [_first_order(levels[i], levels[i + 1]) for i in range(steps)]
+    return _Solver(scheduler.timesteps, levels[:steps], rows, float(scheduler.init_noise_sigma) * levels[0][0])

@@ -1,8 +1,18 @@
 """Operations on torch tensors, one folder each; every one works on the CPU and on CUDA."""
 
+from stablerep.ops.guided_step import guided_step
 from stablerep.ops.impls import ImplUnavailable
 from stablerep.ops.multi_positive_loss import multi_positive_loss
 from stablerep.ops.philox_normal import philox_normal
 from stablerep.ops.strong_augment import AugmentSpec, strong_augment
+from stablerep.ops.to_pixels import to_pixels
 
-__all__ = ["AugmentSpec", "ImplUnavailable", "multi_positive_loss", "philox_normal", "strong_augment"]
+__all__ = [
+    "AugmentSpec",
+    "ImplUnavailable",
+    "guided_step",
+    "multi_positive_loss",
+    "philox_normal",
+    "strong_augment",
+    "to_pixels",
+]

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+)
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stablerep import ops
+from stablerep.generate.config import SCHEDULERS
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, default_generator
 from stablerep.generate.sampler import sample
@@ -35,11 +47,12 @@ def paint(pipeline: Pipeline, prompt_ids: list[int], indices: list[int], **chang
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0, 7.5])
-@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_equals_the_plain_diffusers_pipeline(pipeline: Pipeline, name: str, guidance_scale: float) -> None:
     theirs = StableDiffusionPipeline.from_pretrained(default_generator(), dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
-    kind = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[name]
+    kinds = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
+    kind = kinds[name]
     theirs.scheduler = kind.from_config(theirs.scheduler.config)
     noise = ops.philox_normal(5, torch.tensor([0, 1]), torch.tensor([3, 0]), pipeline.latent_shape)
     expected = theirs(
@@ -59,6 +72,39 @@ def test_a_picture_does_not_depend_on_its_batch(pipeline: Pipeline) -> None:
 def test_image_size_resizes_before_storing(pipeline: Pipeline) -> None:
     assert paint(pipeline, [0], [0], image_size=20).shape == (1, 20, 20, 3)
     assert paint(pipeline, [0], [0], image_size=48).shape == (1, 48, 48, 3)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what on a GPU would make the host wait for the device, or copy between them."""
+
+    NAMES = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "_unique2", "equal", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function.name().removeprefix("aten::").partition(".")[0]
+        self.counts[name] += name in self.NAMES or (name == "_to_copy" and kwargs.get("device") is not None)
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_painting_asks_the_device_nothing(pipeline: Pipeline, name: str) -> None:
+    class Asking(TorchEngine):
+        def unet(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+            return super().unet(latents, timestep, text) * float(timestep > 0)
+
+    text, negative, ids = pipeline.encode(PROMPTS), pipeline.encode([""]), torch.arange(2)
+    schedule = make_schedule(name, pipeline.scheduler_config, 3, torch.device("cpu"))
+    for engine, waits in ((TorchEngine(pipeline), 0), (Asking(pipeline), 3)):  # the second shows that we would see it
+        with Waits() as seen:
+            sample(
+                engine, schedule, text, negative, ids, ids,
+                latent_shape=pipeline.latent_shape, guidance_scale=2.0, seed=1, image_size=20,
+            )  # fmt: skip
+        assert seen.counts.total() == waits, +seen.counts
 
 
 def test_diffusers_opens_and_runs_the_embedded_default_as_it_is() -> None:

@@ -121,6 +121,25 @@ def test_native_is_the_reference() -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_torch_library_knows_it(impl: str) -> None:
+    operator = torch.ops.stablerep.philox_normal.default
+    ids = torch.arange(3)
+    for seed in (7, -1):  # -1 is 2^64 - 1 with a sign
+        torch.library.opcheck(operator, (seed, ids, ids * 2, [4, 5], impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compiles_into_one_graph(impl: str) -> None:
+    def shifted(seed: int, ids: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        return philox_normal(seed, ids, ids * 7, shape, impl=impl) + 1  # type: ignore[arg-type]
+
+    compiled = torch.compile(shifted, fullgraph=True, backend="aot_eager")
+    for seed, batch, shape in ((0, 2, (4, 3)), (2**63 - 1, 3, (4, 5)), (2**63, 3, (4, 5)), (2**64 - 1, 5, (7,))):
+        ids = torch.arange(batch)
+        assert torch.equal(compiled(seed, ids, shape), shifted(seed, ids, shape))
+
+
 def test_bad_input() -> None:
     ids = torch.arange(3)
     with pytest.raises(ValueError, match=r"\[B\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -42,6 +43,21 @@ def philox_normal(
     if any(size < 0 for size in shape):
         raise ValueError(f"shape must not be negative, got {shape}")
     target = prompt_ids.device if device is None else torch.device(device)
-    chosen = impls.choose("philox_normal", impl, target.type, IMPLS)
+    signed = seed if seed < 2**63 else seed - 2**64  # torch.library's integers have 64 bits and a sign
+    return _philox_normal(signed, prompt_ids.to(target), indices.to(target), shape, impl)
+
+
+@torch.library.custom_op(
+    "stablerep::philox_normal",
+    mutates_args=(),
+    schema="(SymInt seed, Tensor prompt_ids, Tensor indices, SymInt[] shape, str impl) -> Tensor",
+)
+def _philox_normal(seed: int, prompt_ids: Tensor, indices: Tensor, shape: Sequence[int], impl: str) -> Tensor:
+    chosen = impls.choose("philox_normal", impl, prompt_ids.device.type, IMPLS)
     fill = _native.philox_normal if chosen == "native" else reference.philox_normal
-    return fill(seed, prompt_ids.to(target), indices.to(target), shape)
+    return fill(seed % 2**64, prompt_ids, indices, tuple(shape))
+
+
+@_philox_normal.register_fake
+def _(seed, prompt_ids, indices, shape, impl):
+    return prompt_ids.new_empty((prompt_ids.shape[0], *shape), dtype=torch.float32)
