@@ -3,6 +3,7 @@
 #pragma once
 
 #include "augment.h"
+#include "host_device.h"
 #include "philox.h"
 
 namespace stablerep {

@@ -2,11 +2,12 @@
 // Floats may be fused here: implementations agree to 1e-5 of the range of colours, not to the last bit.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include "augment.h"
-#include "philox.h"  // STABLEREP_HOST_DEVICE
+#include "host_device.h"
 
 namespace stablerep {
 

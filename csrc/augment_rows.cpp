@@ -1,38 +1,32 @@
 #include "augment_rows.h"
 
 #include "augment_pixel.h"
+#include "vector_clones.h"
 
-// GCC compiles a cloned function once for each level of x86-64 and picks at load time. Clang and other processors get
-// one version; so do sanitizers, which are not yet awake when the choice is made.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #include <immintrin.h>
 #define STABLEREP_AVX512 1
-#endif
-#if defined(STABLEREP_AVX512) && !defined(__SANITIZE_ADDRESS__)
-#define STABLEREP_LEVELS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define STABLEREP_LEVELS
 #endif
 
 namespace stablerep::rows {
 namespace {
 
-STABLEREP_LEVELS void mix_1(const uint8_t* a, float wa, int n, float* out) {
+STABLEREP_VECTOR_CLONES void mix_1(const uint8_t* a, float wa, int n, float* out) {
 #pragma omp simd
     for (int i = 0; i < n; ++i) out[i] = wa * float(a[i]);
 }
 
-STABLEREP_LEVELS void mix_2(const uint8_t* a, const uint8_t* b, float wa, float wb, int n, float* out) {
+STABLEREP_VECTOR_CLONES void mix_2(const uint8_t* a, const uint8_t* b, float wa, float wb, int n, float* out) {
 #pragma omp simd
     for (int i = 0; i < n; ++i) out[i] = wa * float(a[i]) + wb * float(b[i]);
 }
 
-STABLEREP_LEVELS void add_2(const uint8_t* a, const uint8_t* b, float wa, float wb, int n, float* out) {
+STABLEREP_VECTOR_CLONES void add_2(const uint8_t* a, const uint8_t* b, float wa, float wb, int n, float* out) {
 #pragma omp simd
     for (int i = 0; i < n; ++i) out[i] += wa * float(a[i]) + wb * float(b[i]);
 }
 
-STABLEREP_LEVELS void gather(const float* in, const Columns& columns, float* out) {
+STABLEREP_VECTOR_CLONES void gather(const float* in, const Columns& columns, float* out) {
     const int32_t* const first = columns.first;
     const int stride = columns.stride & -kLane;
     for (int k = 0; k < columns.taps; ++k) {
@@ -113,15 +107,18 @@ inline __attribute__((always_inline)) void convert(const float* row, int stride,
     }
 }
 
-STABLEREP_LEVELS void convert_float32(const float* row, int stride, int size, const float* factor, const float* offset,
+STABLEREP_VECTOR_CLONES
+void convert_float32(const float* row, int stride, int size, const float* factor, const float* offset,
                                       int64_t plane, float* out) {
     convert(row, stride, size, factor, offset, plane, [](float x) { return x; }, out);
 }
-STABLEREP_LEVELS void convert_bfloat16(const float* row, int stride, int size, const float* factor, const float* offset,
+STABLEREP_VECTOR_CLONES
+void convert_bfloat16(const float* row, int stride, int size, const float* factor, const float* offset,
                                        int64_t plane, uint16_t* out) {
     convert(row, stride, size, factor, offset, plane, [](float x) { return to_bfloat16(x); }, out);
 }
-STABLEREP_LEVELS void convert_float16(const float* row, int stride, int size, const float* factor, const float* offset,
+STABLEREP_VECTOR_CLONES
+void convert_float16(const float* row, int stride, int size, const float* factor, const float* offset,
                                       int64_t plane, uint16_t* out) {
     convert(row, stride, size, factor, offset, plane, [](float x) { return to_float16(x); }, out);
 }
@@ -137,7 +134,7 @@ void mix(const uint8_t* bytes, int64_t pitch, const float* weights, int count, i
     }
 }
 
-STABLEREP_LEVELS void split(const float* in, int n, float* r, float* g, float* b) {
+STABLEREP_VECTOR_CLONES void split(const float* in, int n, float* r, float* g, float* b) {
 #pragma omp simd
     for (int i = 0; i < n; ++i) {
         r[i] = in[3 * i];
@@ -158,20 +155,20 @@ void resample(const float* const in[3], const Columns& columns, float* row) {
     }
 }
 
-STABLEREP_LEVELS void brighten(float* row, int stride, float factor) {
+STABLEREP_VECTOR_CLONES void brighten(float* row, int stride, float factor) {
     const int n = 3 * (stride & -kLane);
 #pragma omp simd
     for (int i = 0; i < n; ++i) row[i] = clamp01(factor * row[i]);
 }
 
-STABLEREP_LEVELS void add_contrast(float* row, int stride, float factor, float mean) {
+STABLEREP_VECTOR_CLONES void add_contrast(float* row, int stride, float factor, float mean) {
     const int n = 3 * (stride & -kLane);
     const float rest = (1.0f - factor) * mean;
 #pragma omp simd
     for (int i = 0; i < n; ++i) row[i] = blend(row[i], factor, rest);
 }
 
-STABLEREP_LEVELS void saturate(float* row, int stride, float factor) {
+STABLEREP_VECTOR_CLONES void saturate(float* row, int stride, float factor) {
     float *const r = row, *const g = row + stride, *const b = row + 2 * stride;
     const int n = stride & -kLane;
 #pragma omp simd
@@ -183,7 +180,7 @@ STABLEREP_LEVELS void saturate(float* row, int stride, float factor) {
     }
 }
 
-STABLEREP_LEVELS void turn_hue(float* row, int stride, float turns) {
+STABLEREP_VECTOR_CLONES void turn_hue(float* row, int stride, float turns) {
     float *const r = row, *const g = row + stride, *const b = row + 2 * stride;
     const int n = stride & -kLane;
     const float sixths = 6.0f * turns;
@@ -196,14 +193,14 @@ STABLEREP_LEVELS void turn_hue(float* row, int stride, float turns) {
     }
 }
 
-STABLEREP_LEVELS void make_grey(float* row, int stride) {
+STABLEREP_VECTOR_CLONES void make_grey(float* row, int stride) {
     float *const r = row, *const g = row + stride, *const b = row + 2 * stride;
     const int n = stride & -kLane;
 #pragma omp simd
     for (int x = 0; x < n; ++x) r[x] = g[x] = b[x] = grey_of({r[x], g[x], b[x]});
 }
 
-STABLEREP_LEVELS double sum_of_grey(const float* row, int stride) {
+STABLEREP_VECTOR_CLONES double sum_of_grey(const float* row, int stride) {
     const float *const r = row, *const g = row + stride, *const b = row + 2 * stride;
     const int n = stride & -kLane;
     float sum = 0;
@@ -212,7 +209,7 @@ STABLEREP_LEVELS double sum_of_grey(const float* row, int stride) {
     return sum;
 }
 
-STABLEREP_LEVELS void blur_across(const float* row, int stride, int size, const float* weights, int radius,
+STABLEREP_VECTOR_CLONES void blur_across(const float* row, int stride, int size, const float* weights, int radius,
                                   float* padded, float* out) {
     const int n = stride & -kLane;
     for (int c = 0; c < 3; ++c, row += stride, out += stride) {
@@ -236,7 +233,8 @@ STABLEREP_LEVELS void blur_across(const float* row, int stride, int size, const 
     }
 }
 
-STABLEREP_LEVELS void blur_down(const float* const* in, int stride, const float* weights, int radius, float* out) {
+STABLEREP_VECTOR_CLONES
+void blur_down(const float* const* in, int stride, const float* weights, int radius, float* out) {
     const int n = 3 * (stride & -kLane);
     for (int x = 0; x < n;) {
         const auto at = [&](int d) { return in[radius + d] + x; };

@@ -4,19 +4,11 @@
 // device then share every digit but those that a fused multiply-add moves, and the host compiler can vectorise the loop.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define STABLEREP_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#include <cmath>
-#ifdef __GNUC__  // one call left in a loop and the loop is no vector loop
-#define STABLEREP_HOST_DEVICE inline __attribute__((always_inline))
-#else
-#define STABLEREP_HOST_DEVICE inline
-#endif
-#endif
+#include "host_device.h"
 
 namespace stablerep {
 

@@ -6,35 +6,29 @@
 #include <cstdint>
 #include <cstring>
 
-#ifndef STABLEREP_HOST_DEVICE
-#ifdef __CUDACC__
-#define STABLEREP_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define STABLEREP_HOST_DEVICE inline
-#endif
-#endif
+#include "host_device.h"
 
 namespace stablerep {
 
 // One axis: from size numbers to others, each the mean of a window under a triangle of half-width `support`.
-struct Axis {
+struct ResampledAxis {
     int size;
     float scale, support, inverse;
 };
 
-STABLEREP_HOST_DEVICE Axis make_axis(int size, int resized) {
+STABLEREP_HOST_DEVICE ResampledAxis make_axis(int size, int resized) {
     const float scale = float(size) / float(resized);
     return {size, scale, scale >= 1.0f ? scale : 1.0f, scale >= 1.0f ? 1.0f / scale : 1.0f};
 }
 
-STABLEREP_HOST_DEVICE int widest_window(const Axis& axis) { return 2 * int(ceilf(axis.support)) + 1; }
+STABLEREP_HOST_DEVICE int widest_window(const ResampledAxis& axis) { return 2 * int(ceilf(axis.support)) + 1; }
 
 struct Window {
     int first, count;
     float centre;
 };
 
-STABLEREP_HOST_DEVICE Window window_of(const Axis& axis, int i) {
+STABLEREP_HOST_DEVICE Window window_of(const ResampledAxis& axis, int i) {
     const float centre = axis.scale * (float(i) + 0.5f);
     const int first = int(centre - axis.support + 0.5f);
     const int end = int(centre + axis.support + 0.5f);
@@ -43,7 +37,7 @@ STABLEREP_HOST_DEVICE Window window_of(const Axis& axis, int i) {
 }
 
 // weights[0], weights[stride], ..: window.count of them, with sum 1.
-STABLEREP_HOST_DEVICE void fill_weights(const Axis& axis, const Window& window, float* weights, int stride) {
+STABLEREP_HOST_DEVICE void fill_weights(const ResampledAxis& axis, const Window& window, float* weights, int stride) {
     float total = 0.0f;
     for (int k = 0; k < window.count; ++k) {
         const float distance = fabsf((float(k + window.first) - window.centre + 0.5f) * axis.inverse);

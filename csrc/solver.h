@@ -5,13 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifndef STABLEREP_HOST_DEVICE
-#ifdef __CUDACC__
-#define STABLEREP_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define STABLEREP_HOST_DEVICE inline
-#endif
-#endif
+#include "host_device.h"
 
 namespace stablerep {
 

@@ -21,7 +21,7 @@ struct Columns {
 };
 
 Columns make_columns(const ToPixels& call) {
-    const Axis axis = make_axis(call.width, call.resized_width);
+    const ResampledAxis axis = make_axis(call.width, call.resized_width);
     const int n = call.out_width;
     const int stride = call.channels_last ? 3 : 1;
     Columns columns;
@@ -103,8 +103,8 @@ const float* source(const ToPixels& call, int64_t picture, int channel, int row,
     return as_floats(call.dtype, call.images, start, n, buffer);
 }
 
-void resized_row(const ToPixels& call, const Axis& rows, const Columns& columns, int64_t picture, int y, Scratch& scratch,
-                 uint8_t* out) {
+void resized_row(const ToPixels& call, const ResampledAxis& rows, const Columns& columns, int64_t picture, int y,
+                 Scratch& scratch, uint8_t* out) {
     const Window window = window_of(rows, call.top + y);
     fill_weights(rows, window, scratch.row_weights.data(), 1);
     const int planes = call.channels_last ? 1 : 3;
@@ -156,7 +156,7 @@ std::vector<int64_t> destinations(const ToPixels& call) {
 
 void to_pixels(const ToPixels& call, [[maybe_unused]] int threads) {
     const bool resize = call.resized_height != call.height || call.resized_width != call.width;
-    const Axis rows = make_axis(call.height, call.resized_height);
+    const ResampledAxis rows = make_axis(call.height, call.resized_height);
     const Columns columns = resize ? make_columns(call) : Columns{};
     const std::vector<int64_t> slots = destinations(call);
     const int64_t tasks_per_picture = (call.out_height + kRowsPerTask - 1) / kRowsPerTask;

@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads) to_pixels_kernel(ToPixels call, int 
     const bool inside = x < call.out_width && y < call.out_height;
     Window rows{call.top + y, 1, 0.0f}, columns{call.left + x, 1, 0.0f};
     if (kResize) {
-        const Axis row_axis = make_axis(call.height, call.resized_height);
-        const Axis column_axis = make_axis(call.width, call.resized_width);
+        const ResampledAxis row_axis = make_axis(call.height, call.resized_height);
+        const ResampledAxis column_axis = make_axis(call.width, call.resized_width);
         if (inside) {
             rows = window_of(row_axis, call.top + y);
             columns = window_of(column_axis, call.left + x);
