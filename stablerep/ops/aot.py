@@ -1,0 +1,19 @@
+"""What it takes to compile a Triton kernel without a GPU: each `_triton.py` lists all that it can launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileCase:
+    """One specialisation of one kernel; names of arguments are those of the kernel's Python function."""
+
+    name: str
+    kernel: Any  # triton.runtime.JITFunction
+    signature: Mapping[str, str]  # every argument: "*bf16", "*fp32", "*i64", "i32", "fp32", or "constexpr"
+    constexprs: Mapping[str, Any] = field(default_factory=dict)
+    num_warps: int
+    num_stages: int
