@@ -1,0 +1,177 @@
+"""Launches of contrast_triton: which tile, how many programs, and the list of all that can be launched."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from stablerep.ops import contrast_triton as kernels
+from stablerep.ops.aot import CompileCase
+from stablerep.ops.captions import Captions
+
+MOST_UNSHIFTED_SCALE = 64.0  # as in contrast_tiled: sums of 2^score need no maximum up to here
+INTERPRETED_PROCESSORS = 4  # few, but enough that tests split the columns
+
+
+@dataclass(frozen=True)
+class Tile:
+    rows: int
+    columns: int
+    depth: int  # features a step of the product takes; all of them: the rows stay in shared memory
+    out_depth: int  # features of the result a program owns
+    num_warps: int
+    num_stages: int
+
+
+def _tile(kernel: str, dtype: torch.dtype, dim: int, large: bool) -> Tile:
+    """large: 220 KiB of shared memory a program and wgmma or later (H100, B200); else at most 99 KiB (A100, RTX).
+
+    The largest tiles that compile without a spill; a float32 product needs its operands twice, for their rest.
+    """
+    width = max(16, triton.next_power_of_2(dim))
+    if dtype == torch.float32:
+        depth = min(width, 32)
+        if kernel == "logsumexp":
+            return Tile(128, 64, depth, 0, 8, 3 if large else 2)
+        return Tile(64, 32, depth, min(width, 128), 8, 2)
+    if kernel == "logsumexp":
+        if width > 256:
+            return Tile(128, 128, 64, 0, 8, 3) if large else Tile(128, 64, 64, 0, 8, 2)
+        if large:
+            return Tile(128, 128, width, 0, 8, 2 if width == 256 else 3)
+        return Tile(64, 32, width, 0, 4, 2) if width == 256 else Tile(128, 64, width, 0, 8, 2)
+    if width <= (256 if dtype == torch.bfloat16 else 128):
+        return Tile(128, 64, width, width, 8, 3) if large else Tile(64, 32, width, width, 8, 2)
+    if dtype == torch.float16:
+        return Tile(128, 64, 64, 128, 8, 2)  # its second operand is made anew in registers
+    return Tile(64, 64, 64, 256, 8, 2)
+
+
+@functools.cache
+def _device(device: torch.device) -> tuple[int, bool]:
+    """Processors, and whether large tiles fit."""
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS, True
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin >= 220 * 1024
+
+
+def _grid(tile: Tile, num_q: int, num_k: int, out_dim: int, processors: int) -> tuple[tuple[int, int, int], int]:
+    """Programs, and column blocks for each. Few rows (a rank's share of a large batch): the columns are split too."""
+    row_blocks, column_blocks = triton.cdiv(num_q, tile.rows), triton.cdiv(num_k, tile.columns)
+    out_blocks = triton.cdiv(out_dim, tile.out_depth) if tile.out_depth else 1
+    blocks_per_split = triton.cdiv(column_blocks, max(1, processors // (row_blocks * out_blocks)))
+    return (row_blocks, triton.cdiv(column_blocks, blocks_per_split), out_blocks), blocks_per_split
+
+
+def _constants(tile: Tile, dim: int, self_at: int | None, unshifted: bool) -> dict[str, Any]:
+    return {
+        "D": dim,
+        "DEPTH": tile.depth,
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
+        "RESIDENT": tile.depth >= dim,
+        "EXCLUDE_SELF": self_at is not None,
+        "UNSHIFTED": unshifted,
+        **({"OUT_DEPTH": tile.out_depth} if tile.out_depth else {}),
+    }
+
+
+def logsumexp(
+    q: Tensor,  # [M, D] any norm
+    k: Tensor,  # [N, D] any norm
+    q_scale: Tensor,  # [M] inverse norm x scale
+    k_scale: Tensor,  # [N] inverse norm
+    self_at: int | None,  # row i of q is row self_at + i of k and does not count; None: all count
+    unshifted: bool,
+) -> Tensor:  # [M] log-sum-exp of scale cos(q_i, k_j) over j
+    processors, large = _device(q.device)
+    tile = _tile("logsumexp", q.dtype, q.shape[1], large)
+    grid, blocks_per_split = _grid(tile, len(q), len(k), 0, processors)
+    out = q_scale.new_empty(grid[1], len(q))
+    with torch.cuda.device_of(q):
+        kernels._logsumexp[grid](
+            q, k, q_scale * math.log2(math.e), k_scale, out, len(q), len(k), self_at or 0, blocks_per_split,
+            **_constants(tile, q.shape[1], self_at, unshifted), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return (out * math.log(2)).logsumexp(0)
+
+
+def gradient(
+    q: Tensor,  # [M, D] any norm
+    k: Tensor,  # [N, D] any norm
+    q_inverse_norm: Tensor,  # [M]
+    k_inverse_norm: Tensor,  # [N]
+    scale: float | Tensor,
+    q_lse: Tensor,  # [M] +inf where the row has no part in the loss
+    k_lse: Tensor,  # [N] likewise
+    slot: Tensor,  # [M] of each row of q in sums
+    share: Tensor,  # [M] weight of the sum of its positives
+    sums: Tensor,  # [N, D] caption sums of k
+    factor: Tensor,  # [] the gradient of a score is that of the loss by this
+    self_at: int | None,
+    unshifted: bool,
+) -> tuple[Tensor, Tensor]:
+    """[M, D] gradient of q, factor and its norm included; [M] that of the unit row times the unit row, without factor."""
+    dim = q.shape[1]
+    processors, large = _device(q.device)
+    tile = _tile("weighted_rows", q.dtype, dim, large)
+    grid, blocks_per_split = _grid(tile, len(q), len(k), dim, processors)
+    weighted = q_lse.new_empty(grid[1], len(q), dim)
+    out, along = torch.empty_like(q), torch.empty_like(q_lse)
+    to_base_2 = math.log2(math.e)
+    rows, block_dim = _row_block(dim)
+    with torch.cuda.device_of(q):
+        kernels._weighted_rows[grid](
+            q, k, q_inverse_norm * (scale * to_base_2), k_inverse_norm, q_lse * to_base_2, k_lse * to_base_2, weighted,
+            len(q), len(k), self_at or 0, blocks_per_split,
+            **_constants(tile, dim, self_at, unshifted), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+        kernels._gradient[(triton.cdiv(len(q), rows),)](
+            q, q_inverse_norm, slot, share, sums, weighted, grid[1], factor, out, along, len(q),
+            D=dim, BLOCK_D=block_dim, ROWS=rows, EXCLUDE_SELF=self_at is not None, num_warps=4,
+        )  # fmt: skip
+    return out, along
+
+
+def caption_sums(rows: Tensor, inverse_norm: Tensor, captions: Captions) -> Tensor:
+    """[N, D] sums of unit rows over captions, each in its caption's slot; other slots are left as they are."""
+    dim = rows.shape[1]
+    sums = inverse_norm.new_empty(rows.shape)
+    members, block_dim = _caption_block(dim)
+    with torch.cuda.device_of(rows):
+        kernels._caption_sums[(len(rows), triton.cdiv(dim, block_dim))](
+            rows, inverse_norm, *captions, sums, D=dim, BLOCK_D=block_dim, ROWS=members, num_warps=4
+        )
+    return sums
+
+
+def positives(q: Tensor, q_inverse_norm: Tensor, slot: Tensor, sums: Tensor, exclude_self: bool) -> Tensor:
+    """[M] sum of the cosines of each row with its positives."""
+    dim = q.shape[1]
+    rows, block_dim = _row_block(dim)
+    out = torch.empty_like(q_inverse_norm)
+    with torch.cuda.device_of(q):
+        kernels._positives[(triton.cdiv(len(q), rows),)](
+            q, q_inverse_norm, slot, sums, out, len(q),
+            D=dim, BLOCK_D=block_dim, ROWS=rows, EXCLUDE_SELF=exclude_self, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def _row_block(dim: int) -> tuple[int, int]:
+    """Rows of a program and their padded width: 2,048 numbers, 16 a thread."""
+    width = triton.next_power_of_2(dim)
+    return max(1, 2048 // width), width
+
+
+def _caption_block(dim: int) -> tuple[int, int]:
+    width = min(triton.next_power_of_2(dim), 256)
+    return max(8, 2048 // width), width
