@@ -17,3 +17,4 @@ class CompileCase:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     num_warps: int
     num_stages: int
+    targets: tuple[int, ...] = (80, 90, 100)  # compute capabilities that it is launched on

@@ -175,3 +175,53 @@ def _row_block(dim: int) -> tuple[int, int]:
 def _caption_block(dim: int) -> tuple[int, int]:
     width = min(triton.next_power_of_2(dim), 256)
     return max(8, 2048 // width), width
+
+
+# A dim for each row of _tile; the odd one needs masks.
+COMPILED_DIMS = {torch.float32: (50, 256), torch.bfloat16: (64, 128, 256, 768), torch.float16: (64, 128, 256)}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+TYPES = {  # of the kernels' arguments that are no features
+    **dict.fromkeys(
+        ("q_scale_ptr", "k_scale_ptr", "q_lse_ptr", "k_lse_ptr", "inverse_norm_ptr", "q_inverse_norm_ptr", "sums_ptr"),
+        "*fp32",
+    ),
+    **dict.fromkeys(("share_ptr", "weighted_ptr", "factor_ptr", "along_ptr"), "*fp32"),
+    **dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr"), "*i64"),
+    **dict.fromkeys(kernels.SIZES, "i32"),
+}
+
+
+def compile_cases(op: str, exclude_self: bool, unshifted: tuple[bool, ...]) -> Iterator[CompileCase]:
+    self_at = 0 if exclude_self else None
+    for dtype, dims in COMPILED_DIMS.items():
+        for dim in dims:
+            for large in (True, False):
+                for without_maximum in unshifted:
+                    for kernel, out in (("logsumexp", "*fp32"), ("weighted_rows", "*fp32")):
+                        tile = _tile(kernel, dtype, dim, large)
+                        constants = _constants(tile, dim, self_at, without_maximum)
+                        yield _case(op, f"_{kernel}", dtype, out, constants, tile.num_warps, tile.num_stages, large)
+            rows, width = _row_block(dim)
+            block = {"D": dim, "BLOCK_D": width, "ROWS": rows, "EXCLUDE_SELF": exclude_self}
+            yield _case(op, "_positives", dtype, "*fp32", block, 4, 3)
+            yield _case(op, "_gradient", dtype, POINTERS[dtype], block, 4, 3)
+            members, width = _caption_block(dim)
+            yield _case(op, "_caption_sums", dtype, "", {"D": dim, "BLOCK_D": width, "ROWS": members}, 4, 3)
+
+
+def _case(
+    op: str, kernel: str, dtype: torch.dtype, out: str, constants: dict[str, Any], num_warps: int, num_stages: int,
+    large: bool | None = None,
+) -> CompileCase:  # fmt: skip
+    function = getattr(kernels, kernel)
+    types = {**TYPES, **dict.fromkeys(("q_ptr", "k_ptr", "rows_ptr"), POINTERS[dtype]), "out_ptr": out}
+    shape = " ".join(f"{name}={value}" for name, value in constants.items())
+    return CompileCase(
+        name=f"{op} {kernel} {POINTERS[dtype][1:]} {shape}",
+        kernel=function,
+        signature={name: "constexpr" if name in constants else types[name] for name in function.arg_names},
+        constexprs=constants,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        targets={True: (90, 100), False: (80,), None: (80, 90, 100)}[large],
+    )

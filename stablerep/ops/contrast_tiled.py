@@ -78,7 +78,7 @@ def through_norm(gradient: Tensor, unit: Tensor, inverse: Tensor) -> tuple[Tenso
 
 
 def _unshifted(scale: float | Tensor) -> bool:
-    return isinstance(scale, float) and scale <= MOST_UNSHIFTED_SCALE
+    return isinstance(scale, float) and abs(scale) <= MOST_UNSHIFTED_SCALE
 
 
 def _scratch(q: Tensor, k: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton import knobs
 
 LOWEST = tl.constexpr(-1e30)  # below every score, and its difference to -inf is not NaN
 SIZES = ("num_q", "num_k", "self_at", "blocks_per_split", "num_splits")  # another batch is not another kernel
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 HALF_RANGE = tl.constexpr(16384.0)  # float16 weights: 2 x this is below 65504, and 1e-9 of it still a normal number
 
 
@@ -28,6 +30,14 @@ def _rows(ptr, first, num_rows, column, BLOCK: tl.constexpr, DEPTH: tl.constexpr
 
 
 @triton.jit
+def _dot(a, b, total):
+    if INTERPRETED:  # the interpreter's product takes the bits of bfloat16 for integers
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="tf32x3")
+
+
+@triton.jit
 def _streamed_products(
     q_ptr, k_ptr, first_row, num_q, first_column, num_k,
     D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -37,7 +47,7 @@ def _streamed_products(
     for column in range(0, D, DEPTH):
         q = _rows(q_ptr, first_row, num_q, column, ROWS, DEPTH, D)
         k = _rows(k_ptr, first_column, num_k, column, COLUMNS, DEPTH, D)
-        products = tl.dot(q, tl.trans(k), products, input_precision="tf32x3")
+        products = _dot(q, tl.trans(k), products)
     return products
 
 
@@ -80,7 +90,7 @@ def _logsumexp(
         first_column = block * COLUMNS
         if RESIDENT:
             k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D)
-            products = tl.dot(q, tl.trans(k))
+            products = _dot(q, tl.trans(k), tl.zeros((ROWS, COLUMNS), tl.float32))
         else:
             products = _streamed_products(
                 q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS
@@ -129,7 +139,7 @@ def _weighted_rows(
         first_column = block * COLUMNS
         if RESIDENT:
             k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D)
-            products = tl.dot(q, tl.trans(k))
+            products = _dot(q, tl.trans(k), tl.zeros((ROWS, COLUMNS), tl.float32))
         else:
             products = _streamed_products(
                 q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS
@@ -148,9 +158,9 @@ def _weighted_rows(
             k = _rows(k_ptr, first_column, num_k, out_column, COLUMNS, OUT_DEPTH, D)
         if k.dtype == tl.float16:  # its range is too small for weights times inverse norms
             unit = (k.to(tl.float32) * k_scale[:, None]).to(tl.float16)
-            sums = tl.dot((weights * HALF_RANGE).to(tl.float16), unit, sums)
+            sums = _dot((weights * HALF_RANGE).to(tl.float16), unit, sums)
         else:
-            sums = tl.dot((weights * k_scale[None, :]).to(k.dtype), k, sums, input_precision="tf32x3")
+            sums = _dot((weights * k_scale[None, :]).to(k.dtype), k, sums)
     if q_ptr.dtype.element_ty == tl.float16:
         sums = sums * (1 / HALF_RANGE)
     column = out_column + tl.arange(0, OUT_DEPTH)
