@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,6 +17,7 @@ from stablerep.ops.aot import CompileCase
 from stablerep.ops.captions import Captions
 
 MOST_UNSHIFTED_SCALE = 64.0  # as in contrast_tiled: sums of 2^score need no maximum up to here
+LOG2_E = math.log2(math.e)
 INTERPRETED_PROCESSORS = 4  # few, but enough that tests split the columns
 
 
@@ -84,83 +85,96 @@ def _constants(tile: Tile, dim: int, self_at: int | None, unshifted: bool) -> di
     }
 
 
+class Side(NamedTuple):
+    """One side of the score matrix."""
+
+    rows: Tensor  # [N, D] any norm
+    inverse_norm: Tensor  # [N]
+    scale: Tensor  # [N], so that q.scale_i k.scale_j is both inverse norms x scale of the cosines x log2(e)
+
+    def part(self, first: int, length: int) -> Side:
+        return Side(*(tensor[first : first + length] for tensor in self))
+
+
+class Positives(NamedTuple):
+    slot: Tensor  # [M] of each row of q in sums
+    share: Tensor  # [M] weight of a positive in the row's gradient
+    sums: Tensor  # [N, D] caption sums of k
+
+
 def logsumexp(
-    q: Tensor,  # [M, D] any norm
-    k: Tensor,  # [N, D] any norm
-    q_scale: Tensor,  # [M] inverse norm x scale
-    k_scale: Tensor,  # [N] inverse norm
+    q: Side,  # [M, D]
+    k: Side,  # [N, D]
     self_at: int | None,  # row i of q is row self_at + i of k and does not count; None: all count
     unshifted: bool,
-) -> Tensor:  # [M] log-sum-exp of scale cos(q_i, k_j) over j
-    processors, large = _device(q.device)
-    tile = _tile("logsumexp", q.dtype, q.shape[1], large)
-    grid, blocks_per_split = _grid(tile, len(q), len(k), 0, processors)
-    out = q_scale.new_empty(grid[1], len(q))
-    with torch.cuda.device_of(q):
+) -> Tensor:  # [M] over the row's scores; in base 2, to convert it and back costs precision
+    processors, large = _device(q.rows.device)
+    num_q, num_k, dim = len(q.rows), *k.rows.shape
+    tile = _tile("logsumexp", q.rows.dtype, dim, large)
+    grid, blocks_per_split = _grid(tile, num_q, num_k, 0, processors)
+    out = q.scale.new_empty(grid[1], num_q)
+    with torch.cuda.device_of(q.rows):
         kernels._logsumexp[grid](
-            q, k, q_scale * math.log2(math.e), k_scale, out, len(q), len(k), self_at or 0, blocks_per_split,
-            **_constants(tile, q.shape[1], self_at, unshifted), num_warps=tile.num_warps, num_stages=tile.num_stages,
+            q.rows, k.rows, q.scale, k.scale, out, num_q, num_k, self_at or 0, blocks_per_split,
+            **_constants(tile, dim, self_at, unshifted), num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
-    return (out * math.log(2)).logsumexp(0)
+    if grid[1] == 1:
+        return out[0]
+    highest = out.amax(0)
+    return (out - highest).exp2_().sum(0).log2_().add_(highest)
 
 
 def gradient(
-    q: Tensor,  # [M, D] any norm
-    k: Tensor,  # [N, D] any norm
-    q_inverse_norm: Tensor,  # [M]
-    k_inverse_norm: Tensor,  # [N]
-    scale: float | Tensor,
-    q_lse: Tensor,  # [M] +inf where the row has no part in the loss
+    q: Side,  # [M, D]
+    k: Side,  # [N, D]
+    q_lse: Tensor,  # [M] of logsumexp, +inf where the row has no part in the loss
     k_lse: Tensor,  # [N] likewise
-    slot: Tensor,  # [M] of each row of q in sums
-    share: Tensor,  # [M] weight of the sum of its positives
-    sums: Tensor,  # [N, D] caption sums of k
-    factor: Tensor,  # [] the gradient of a score is that of the loss by this
+    positives: Positives,
+    factor: Tensor,  # [] the gradient of a cosine is that of LSE and positives by this
     self_at: int | None,
     unshifted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """[M, D] gradient of q, factor and its norm included; [M] that of the unit row times the unit row, without factor."""
-    dim = q.shape[1]
-    processors, large = _device(q.device)
-    tile = _tile("weighted_rows", q.dtype, dim, large)
-    grid, blocks_per_split = _grid(tile, len(q), len(k), dim, processors)
-    weighted = q_lse.new_empty(grid[1], len(q), dim)
-    out, along = torch.empty_like(q), torch.empty_like(q_lse)
-    to_base_2 = math.log2(math.e)
+    """[M, D] gradient of q before its normalisation; [M] that of the unit row times the unit row, without factor."""
+    processors, large = _device(q.rows.device)
+    num_q, num_k, dim = len(q.rows), *k.rows.shape
+    tile = _tile("weighted_rows", q.rows.dtype, dim, large)
+    grid, blocks_per_split = _grid(tile, num_q, num_k, dim, processors)
+    weighted = q_lse.new_empty(grid[1], num_q, dim)
+    out, along = torch.empty_like(q.rows), torch.empty_like(q_lse)
     rows, block_dim = _row_block(dim)
-    with torch.cuda.device_of(q):
+    with torch.cuda.device_of(q.rows):
         kernels._weighted_rows[grid](
-            q, k, q_inverse_norm * (scale * to_base_2), k_inverse_norm, q_lse * to_base_2, k_lse * to_base_2, weighted,
-            len(q), len(k), self_at or 0, blocks_per_split,
+            q.rows, k.rows, q.scale, k.scale, k.inverse_norm, q_lse, k_lse, weighted,
+            num_q, num_k, self_at or 0, blocks_per_split,
             **_constants(tile, dim, self_at, unshifted), num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
-        kernels._gradient[(triton.cdiv(len(q), rows),)](
-            q, q_inverse_norm, slot, share, sums, weighted, grid[1], factor, out, along, len(q),
+        kernels._gradient[(triton.cdiv(num_q, rows),)](
+            q.rows, q.inverse_norm, *positives, weighted, grid[1], factor, out, along, num_q,
             D=dim, BLOCK_D=block_dim, ROWS=rows, EXCLUDE_SELF=self_at is not None, num_warps=4,
         )  # fmt: skip
     return out, along
 
 
-def caption_sums(rows: Tensor, inverse_norm: Tensor, captions: Captions) -> Tensor:
+def caption_sums(side: Side, captions: Captions) -> Tensor:
     """[N, D] sums of unit rows over captions, each in its caption's slot; other slots are left as they are."""
-    dim = rows.shape[1]
-    sums = inverse_norm.new_empty(rows.shape)
+    num_rows, dim = side.rows.shape
+    sums = side.scale.new_empty(num_rows, dim)
     members, block_dim = _caption_block(dim)
-    with torch.cuda.device_of(rows):
-        kernels._caption_sums[(len(rows), triton.cdiv(dim, block_dim))](
-            rows, inverse_norm, *captions, sums, D=dim, BLOCK_D=block_dim, ROWS=members, num_warps=4
+    with torch.cuda.device_of(sums):
+        kernels._caption_sums[(num_rows, triton.cdiv(dim, block_dim))](
+            side.rows, side.inverse_norm, *captions, sums, D=dim, BLOCK_D=block_dim, ROWS=members, num_warps=4
         )
     return sums
 
 
-def positives(q: Tensor, q_inverse_norm: Tensor, slot: Tensor, sums: Tensor, exclude_self: bool) -> Tensor:
+def positive_cosines(q: Side, slot: Tensor, sums: Tensor, exclude_self: bool) -> Tensor:
     """[M] sum of the cosines of each row with its positives."""
-    dim = q.shape[1]
+    num_q, dim = q.rows.shape
     rows, block_dim = _row_block(dim)
-    out = torch.empty_like(q_inverse_norm)
-    with torch.cuda.device_of(q):
-        kernels._positives[(triton.cdiv(len(q), rows),)](
-            q, q_inverse_norm, slot, sums, out, len(q),
+    out = torch.empty_like(q.scale)
+    with torch.cuda.device_of(out):
+        kernels._positives[(triton.cdiv(num_q, rows),)](
+            q.rows, q.inverse_norm, slot, sums, out, num_q,
             D=dim, BLOCK_D=block_dim, ROWS=rows, EXCLUDE_SELF=exclude_self, num_warps=4,
         )  # fmt: skip
     return out
@@ -182,10 +196,10 @@ COMPILED_DIMS = {torch.float32: (50, 256), torch.bfloat16: (64, 128, 256, 768), 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 TYPES = {  # of the kernels' arguments that are no features
     **dict.fromkeys(
-        ("q_scale_ptr", "k_scale_ptr", "q_lse_ptr", "k_lse_ptr", "inverse_norm_ptr", "q_inverse_norm_ptr", "sums_ptr"),
+        ("q_scale_ptr", "k_scale_ptr", "q_lse_ptr", "k_lse_ptr", "share_ptr", "weighted_ptr", "factor_ptr", "along_ptr"),
         "*fp32",
     ),
-    **dict.fromkeys(("share_ptr", "weighted_ptr", "factor_ptr", "along_ptr"), "*fp32"),
+    **dict.fromkeys(("inverse_norm_ptr", "q_inverse_norm_ptr", "k_inverse_norm_ptr", "sums_ptr"), "*fp32"),
     **dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr"), "*i64"),
     **dict.fromkeys(kernels.SIZES, "i32"),
 }

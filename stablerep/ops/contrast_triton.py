@@ -1,7 +1,7 @@
 """Softmax over scaled cosines in Triton: the kernels that the losses share. Scores live in registers only.
 
 Rows come as they are: inverse norms, the scale and log2(e) are two factors of each score, so that no unit rows are
-written. Score (i, j) in base 2 is q_i . k_j q_scale_i k_scale_j. Products take bfloat16 and float16 as they are and
+written. Score (i, j) in base 2 is q_i . k_j (q_scale_i k_scale_j). Products take bfloat16 and float16 as they are and
 float32 as three TF32 products ("tf32x3": float32's error at tensor-core rate; plain FMA is 4 x slower on an H100).
 A program owns a block of rows and walks over its share of the columns; masks touch only the tiles that need them.
 """
@@ -57,7 +57,7 @@ def _scores(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
 ):  # fmt: skip
     """-inf where there is no column, or it is the row itself."""
-    scores = products * q_scale[:, None] * k_scale[None, :]
+    scores = products * (q_scale[:, None] * k_scale[None, :])  # so rounded that score (i, j) is score (j, i)
     column = first_column + tl.arange(0, COLUMNS)
     if first_column + COLUMNS > num_k:
         scores = tl.where(column[None, :] < num_k, scores, -float("inf"))
@@ -71,7 +71,7 @@ def _scores(
 @triton.jit(do_not_specialize=SIZES)
 def _logsumexp(
     q_ptr, k_ptr,  # [num_q, D], [num_k, D]
-    q_scale_ptr, k_scale_ptr,  # [num_q] inverse norm x scale x log2(e), [num_k] inverse norm
+    q_scale_ptr, k_scale_ptr,  # [num_q], [num_k]; their product is both inverse norms x scale x log2(e)
     out_ptr,  # [splits, num_q] log2 of the sum over the split's columns
     num_q, num_k, self_at, blocks_per_split,
     D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -115,7 +115,7 @@ def _logsumexp(
 
 @triton.jit(do_not_specialize=SIZES)
 def _weighted_rows(
-    q_ptr, k_ptr, q_scale_ptr, k_scale_ptr,  # as above
+    q_ptr, k_ptr, q_scale_ptr, k_scale_ptr, k_inverse_norm_ptr,  # as above; [num_k]
     q_lse_ptr, k_lse_ptr,  # [num_q], [num_k] in base 2, +inf where the row has no part in the loss
     out_ptr,  # [splits, num_q, D] float32
     num_q, num_k, self_at, blocks_per_split,
@@ -156,11 +156,12 @@ def _weighted_rows(
             weights = tl.exp2(scores - q_lse[:, None]) + tl.exp2(scores - k_lse[None, :])
         if not RESIDENT:
             k = _rows(k_ptr, first_column, num_k, out_column, COLUMNS, OUT_DEPTH, D)
+        k_inverse_norm = tl.load(k_inverse_norm_ptr + column)
         if k.dtype == tl.float16:  # its range is too small for weights times inverse norms
-            unit = (k.to(tl.float32) * k_scale[:, None]).to(tl.float16)
+            unit = (k.to(tl.float32) * k_inverse_norm[:, None]).to(tl.float16)
             sums = _dot((weights * HALF_RANGE).to(tl.float16), unit, sums)
         else:
-            sums = _dot((weights * k_scale[None, :]).to(k.dtype), k, sums)
+            sums = _dot((weights * k_inverse_norm[None, :]).to(k.dtype), k, sums)
     if q_ptr.dtype.element_ty == tl.float16:
         sums = sums * (1 / HALF_RANGE)
     column = out_column + tl.arange(0, OUT_DEPTH)

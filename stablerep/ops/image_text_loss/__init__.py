@@ -100,7 +100,7 @@ def _lse(
     images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor, logit_scale: Tensor,
     first: int, length: int, impl: str,
 ) -> Tensor:  # fmt: skip
-    """[2, length] log-sum-exp of images first .. first + length - 1 over all texts, and of texts over images."""
+    """[2, length] log-sum-exp of images first .. first + length - 1 over all texts, and of texts over images; Triton: base 2."""
     with torch.autocast(images.device.type, enabled=False):
         return _module(impl).logsumexp(images, texts, image_norms, text_norms, logit_scale, first, length)
 
@@ -125,7 +125,7 @@ def _loss(
     order: Tensor,  # [N] these three as in Captions
     slot: Tensor,
     count: Tensor,
-    lse: Tensor,  # [2, N]
+    lse: Tensor,  # [2, N] as image_text_lse gave it
     first: int,
     world_size: int,
     impl: str,

@@ -5,6 +5,7 @@ The scale is known to the device only, so that a maximum is always carried along
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -18,22 +19,20 @@ from stablerep.ops.captions import Captions
 def logsumexp(
     images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor, logit_scale: Tensor, first: int, length: int
 ) -> Tensor:
-    own = slice(first, first + length)
-
-    def over(q: Tensor, k: Tensor, q_norms: Tensor, k_norms: Tensor) -> Tensor:
-        q_scale = q_norms[own] * logit_scale
-        return contrast_launch.logsumexp(q[own], k, q_scale, k_norms, self_at=None, unshifted=False)
-
-    return torch.stack([over(images, texts, image_norms, text_norms), over(texts, images, text_norms, image_norms)])
+    u, v = _sides(images, texts, image_norms, text_norms, logit_scale)
+    over_texts = contrast_launch.logsumexp(u.part(first, length), v, self_at=None, unshifted=False)
+    over_images = contrast_launch.logsumexp(v.part(first, length), u, self_at=None, unshifted=False)
+    return torch.stack([over_texts, over_images])
 
 
 def loss(
     images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor, logit_scale: Tensor,
     captions: Captions, lse: Tensor,
 ) -> Tensor:  # fmt: skip
-    sums = contrast_launch.caption_sums(texts, text_norms, captions)
-    positive = contrast_launch.positives(images, image_norms, captions.slot, sums, exclude_self=False)
-    return (lse.mean(0) - logit_scale * positive / captions.count).mean()
+    u, v = _sides(images, texts, image_norms, text_norms, logit_scale)
+    sums = contrast_launch.caption_sums(v, captions)
+    positive = contrast_launch.positive_cosines(u, captions.slot, sums, exclude_self=False)
+    return (lse.mean(0) * math.log(2) - logit_scale * positive / captions.count).mean()
 
 
 def gradient(
@@ -52,16 +51,26 @@ def gradient(
     slot, share = captions.slot[own], 2.0 / captions.count[own]
     factor = factor / (2 * len(images))
 
-    def of(q: Tensor, k: Tensor, q_norms: Tensor, k_norms: Tensor, q_lse: Tensor, k_lse: Tensor) -> tuple[Tensor, Tensor]:
-        sums = contrast_launch.caption_sums(k, k_norms, captions)
+    def of(q: contrast_launch.Side, k: contrast_launch.Side, q_lse: Tensor, k_lse: Tensor) -> tuple[Tensor, Tensor]:
+        positives = contrast_launch.Positives(slot, share, contrast_launch.caption_sums(k, captions))
         return contrast_launch.gradient(
-            q[own], k, q_norms[own], k_norms, logit_scale, q_lse[own], k_lse, slot, share, sums, factor * logit_scale,
-            self_at=None, unshifted=False,
-        )  # fmt: skip
+            q.part(first, length), k, q_lse[own], k_lse, positives, factor * logit_scale, self_at=None, unshifted=False
+        )
 
-    for_images, along = of(images, texts, image_norms, text_norms, lse[0], lse[1])
-    for_texts, _ = of(texts, images, text_norms, image_norms, lse[1], lse[0])
+    u, v = _sides(images, texts, image_norms, text_norms, logit_scale)
+    for_images, along = of(u, v, lse[0], lse[1])
+    for_texts, _ = of(v, u, lse[1], lse[0])
     return for_images, for_texts, along.sum() * factor
+
+
+def _sides(
+    images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor, logit_scale: Tensor
+) -> tuple[contrast_launch.Side, contrast_launch.Side]:
+    # The images take the scale in both directions: score (i, j) is the same number in both.
+    return (
+        contrast_launch.Side(images, image_norms, image_norms * (logit_scale * contrast_launch.LOG2_E)),
+        contrast_launch.Side(texts, text_norms, text_norms),
+    )
 
 
 def compile_cases() -> Iterator[CompileCase]:

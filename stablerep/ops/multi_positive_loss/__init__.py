@@ -95,7 +95,7 @@ def _module(impl: str) -> ModuleType:
 
 @torch.library.custom_op("stablerep::multi_positive_lse", mutates_args=())
 def _lse(rows: Tensor, inverse_norm: Tensor, first: int, length: int, scale: float, impl: str) -> Tensor:
-    """[length] log-sum-exp of rows first .. first + length - 1 over all others."""
+    """[length] log-sum-exp of rows first .. first + length - 1 over all others; in base 2 by Triton, whose backward wants it so."""
     with torch.autocast(rows.device.type, enabled=False):
         return _module(impl).logsumexp(rows, inverse_norm, first, length, scale)
 
@@ -113,7 +113,7 @@ def _loss(
     order: Tensor,  # [N] these three as in Captions
     slot: Tensor,
     count: Tensor,
-    lse: Tensor,  # [N]
+    lse: Tensor,  # [N] as multi_positive_lse gave it
     first: int,
     world_size: int,
     scale: float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,18 +14,17 @@ from stablerep.ops.captions import Captions
 
 
 def logsumexp(rows: Tensor, inverse_norm: Tensor, first: int, length: int, scale: float) -> Tensor:
-    own = slice(first, first + length)
+    side = _side(rows, inverse_norm, scale)
     unshifted = scale <= contrast_launch.MOST_UNSHIFTED_SCALE
-    return contrast_launch.logsumexp(
-        rows[own], rows, inverse_norm[own] * scale, inverse_norm, self_at=first, unshifted=unshifted
-    )
+    return contrast_launch.logsumexp(side.part(first, length), side, first, unshifted)
 
 
 def loss(rows: Tensor, inverse_norm: Tensor, captions: Captions, lse: Tensor, scale: float) -> Tensor:
-    sums = contrast_launch.caption_sums(rows, inverse_norm, captions)
-    positive = contrast_launch.positives(rows, inverse_norm, captions.slot, sums, exclude_self=True)
+    side = _side(rows, inverse_norm, scale)
+    sums = contrast_launch.caption_sums(side, captions)
+    positive = contrast_launch.positive_cosines(side, captions.slot, sums, exclude_self=True)
     others = captions.count - 1
-    return (lse - scale * positive / others).masked_fill_(others == 0, 0).sum() / len(rows)
+    return (lse * math.log(2) - scale * positive / others).masked_fill_(others == 0, 0).sum() / len(rows)
 
 
 def gradient(
@@ -37,24 +37,21 @@ def gradient(
     length: int,
     scale: float,
 ) -> Tensor:
-    own = slice(first, first + length)
+    side, own = _side(rows, inverse_norm, scale), slice(first, first + length)
     others = captions.count - 1
     lse = lse.masked_fill(others == 0, torch.inf)
+    share = (2.0 / others[own]).masked_fill_(others[own] == 0, 0)
+    positives = contrast_launch.Positives(captions.slot[own], share, contrast_launch.caption_sums(side, captions))
+    factor = factor * (scale / len(rows))
+    unshifted = scale <= contrast_launch.MOST_UNSHIFTED_SCALE
     return contrast_launch.gradient(
-        rows[own],
-        rows,
-        inverse_norm[own],
-        inverse_norm,
-        scale,
-        lse[own],
-        lse,
-        captions.slot[own],
-        (2.0 / others[own]).masked_fill_(others[own] == 0, 0),
-        contrast_launch.caption_sums(rows, inverse_norm, captions),
-        factor * (scale / len(rows)),
-        self_at=first,
-        unshifted=scale <= contrast_launch.MOST_UNSHIFTED_SCALE,
+        side.part(first, length), side, lse[own], lse, positives, factor, first, unshifted
     )[0]
+
+
+def _side(rows: Tensor, inverse_norm: Tensor, scale: float) -> contrast_launch.Side:
+    # The scale is halved between both sides: score (i, j) is score (j, i) to the last bit.
+    return contrast_launch.Side(rows, inverse_norm, inverse_norm * math.sqrt(scale * contrast_launch.LOG2_E))
 
 
 def compile_cases() -> Iterator[CompileCase]:
