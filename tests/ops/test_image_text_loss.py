@@ -109,7 +109,7 @@ def check_precision(rows: int, dim: int, logit_scale: float, dtype: torch.dtype,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rows", "dim"), [(63, 2), (127, 64), (1000, 127)])
 def test_error_of_tiles_is_that_of_the_reference(rows: int, dim: int, dtype: torch.dtype, logit_scale: float) -> None:
-    check_precision(rows, dim, logit_scale, dtype, "tiled", floor=2 * torch.finfo(torch.float32).eps)
+    check_precision(rows, dim, logit_scale, dtype, "tiled", floor=4 * torch.finfo(torch.float32).eps)
 
 
 # Weights of the gradient are rounded to half precision, and the interpreter cuts bfloat16 where a GPU rounds.
@@ -117,7 +117,7 @@ TRITON_FLOOR = {torch.float32: 4e-7, torch.bfloat16: 2**-7, torch.float16: 2**-1
 
 
 @pytest.mark.parametrize("dtype", TRITON_FLOOR)
-@pytest.mark.parametrize(("rows", "dim"), [(63, 2), (127, 64), (70, 300)])
+@pytest.mark.parametrize(("rows", "dim"), [(63, 2), (127, 64), (33, 300)])
 def test_error_of_triton_is_that_of_the_reference(
     interpreted: Callable[..., Any], rows: int, dim: int, dtype: torch.dtype
 ) -> None:
