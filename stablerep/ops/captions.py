@@ -11,7 +11,7 @@ from torch import Tensor
 class Captions(NamedTuple):
     order: Tensor  # [N] int64, the rows sorted by caption
     slot: Tensor  # [N] int64, where the row's caption begins in that order: one number per caption, below N
-    count: Tensor  # [N] int64, rows of the row's caption, itself included
+    size: Tensor  # [N] int64, rows of the row's caption, itself included
 
 
 def captions(labels: Tensor) -> Captions:

@@ -23,6 +23,7 @@ def check(op: str, impl: str, features: Tensor) -> None:
     if impl == "triton" and features.dtype == torch.float64:
         raise TypeError(f"{op}: impl='triton' takes float32, bfloat16 and float16, got torch.float64; use impl='tiled'")
     if impl == "triton" and features.shape[1] > MOST_TRITON_DIM:
+        dim = features.shape[1]
         raise ValueError(
-            f"{op}: impl='triton' takes up to {MOST_TRITON_DIM} features a row, got {features.shape[1]}; use impl='tiled'"
+            f"{op}: impl='triton' takes up to {MOST_TRITON_DIM} features a row, got {dim}; use impl='tiled'"
         )

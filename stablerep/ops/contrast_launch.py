@@ -61,7 +61,8 @@ def _device(device: torch.device) -> tuple[int, bool]:
     if device.type != "cuda":
         return INTERPRETED_PROCESSORS, True
     properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin >= 220 * 1024
+    shared_memory = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return properties.multi_processor_count, shared_memory >= 220 * 1024
 
 
 def _grid(tile: Tile, num_q: int, num_k: int, out_dim: int, processors: int) -> tuple[tuple[int, int, int], int]:
@@ -181,9 +182,9 @@ def positive_cosines(q: Side, slot: Tensor, sums: Tensor, exclude_self: bool) ->
 
 
 def _row_block(dim: int) -> tuple[int, int]:
-    """Rows of a program and their padded width: 2,048 numbers, 16 a thread."""
+    """Rows of a program and their padded width: 1,024 numbers, 8 a thread."""
     width = triton.next_power_of_2(dim)
-    return max(1, 2048 // width), width
+    return max(1, 1024 // width), width
 
 
 def _caption_block(dim: int) -> tuple[int, int]:
@@ -191,18 +192,10 @@ def _caption_block(dim: int) -> tuple[int, int]:
     return max(8, 2048 // width), width
 
 
-# A dim for each row of _tile; the odd one needs masks.
-COMPILED_DIMS = {torch.float32: (50, 256), torch.bfloat16: (64, 128, 256, 768), torch.float16: (64, 128, 256)}
+# A dim for each branch of _tile; odd ones need masks.
+COMPILED_DIMS = {torch.float32: (20, 100, 256), torch.bfloat16: (20, 128, 256, 768), torch.float16: (20, 128, 256)}
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-TYPES = {  # of the kernels' arguments that are no features
-    **dict.fromkeys(
-        ("q_scale_ptr", "k_scale_ptr", "q_lse_ptr", "k_lse_ptr", "share_ptr", "weighted_ptr", "factor_ptr", "along_ptr"),
-        "*fp32",
-    ),
-    **dict.fromkeys(("inverse_norm_ptr", "q_inverse_norm_ptr", "k_inverse_norm_ptr", "sums_ptr"), "*fp32"),
-    **dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr"), "*i64"),
-    **dict.fromkeys(kernels.SIZES, "i32"),
-}
+INTEGERS = {**dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr"), "*i64"), **dict.fromkeys(kernels.SIZES, "i32")}
 
 
 def compile_cases(op: str, exclude_self: bool, unshifted: tuple[bool, ...]) -> Iterator[CompileCase]:
@@ -228,12 +221,12 @@ def _case(
     large: bool | None = None,
 ) -> CompileCase:  # fmt: skip
     function = getattr(kernels, kernel)
-    types = {**TYPES, **dict.fromkeys(("q_ptr", "k_ptr", "rows_ptr"), POINTERS[dtype]), "out_ptr": out}
+    types = {**INTEGERS, **dict.fromkeys(("q_ptr", "k_ptr", "rows_ptr"), POINTERS[dtype]), "out_ptr": out}
     shape = " ".join(f"{name}={value}" for name, value in constants.items())
     return CompileCase(
         name=f"{op} {kernel} {POINTERS[dtype][1:]} {shape}",
         kernel=function,
-        signature={name: "constexpr" if name in constants else types[name] for name in function.arg_names},
+        signature={name: "constexpr" if name in constants else types.get(name, "*fp32") for name in function.arg_names},
         constexprs=constants,
         num_warps=num_warps,
         num_stages=num_stages,

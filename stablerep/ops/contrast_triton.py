@@ -92,9 +92,7 @@ def _logsumexp(
             k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D)
             products = _dot(q, tl.trans(k), tl.zeros((ROWS, COLUMNS), tl.float32))
         else:
-            products = _streamed_products(
-                q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS
-            )
+            products = _streamed_products(q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS)
         column = tl.minimum(first_column + tl.arange(0, COLUMNS), num_k - 1)
         k_scale = tl.load(k_scale_ptr + column)
         scores = _scores(
@@ -106,10 +104,9 @@ def _logsumexp(
             higher = tl.maximum(highest, tl.max(scores, 1))
             total = total * tl.exp2(highest - higher) + tl.sum(tl.exp2(scores - higher[:, None]), 1)
             highest = higher
-    if UNSHIFTED:
-        out = tl.log2(total)
-    else:
-        out = highest + tl.log2(total)
+    out = tl.log2(total)
+    if not UNSHIFTED:
+        out += highest
     tl.store(out_ptr + split * num_q + row, out, mask=row < num_q)
 
 
@@ -141,9 +138,7 @@ def _weighted_rows(
             k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D)
             products = _dot(q, tl.trans(k), tl.zeros((ROWS, COLUMNS), tl.float32))
         else:
-            products = _streamed_products(
-                q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS
-            )
+            products = _streamed_products(q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS)
         column = tl.minimum(first_column + tl.arange(0, COLUMNS), num_k - 1)
         k_scale = tl.load(k_scale_ptr + column)
         scores = _scores(

@@ -170,9 +170,7 @@ def check_bad_rows(impl: str, dtype: torch.dtype) -> None:
         assert loss_and_gradients((images, worse, labels, logit_scale), impl)[0].isnan()
     assert loss_and_gradients((images, texts, labels, logit_scale * math.nan), impl)[0].isnan()
     empty = torch.zeros(0, 5, dtype=dtype)
-    assert not any(
-        result.any() for result in loss_and_gradients((empty, empty, labels[:0], logit_scale), impl)
-    )
+    assert not any(result.any() for result in loss_and_gradients((empty, empty, labels[:0], logit_scale), impl))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -197,7 +195,7 @@ def test_bad_input() -> None:
         (images, texts, labels.int(), logit_scale),
         (images, texts, labels, logit_scale.long()),
     ]:
-        with pytest.raises(TypeError, match="image_text_loss: features must be of one floating type, labels int64"):
+        with pytest.raises(TypeError, match="image_text_loss: features must be of one float type, labels int64"):
             image_text_loss(*wrong)
     with pytest.raises(ImplUnavailable, match=r"impl='triton' cannot run: .*; have \['tiled', 'reference'\]"):
         image_text_loss(images, texts, labels, logit_scale, impl="triton")

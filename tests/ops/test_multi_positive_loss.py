@@ -137,9 +137,9 @@ def parts(impl: str, dtype: torch.dtype, labels: list[int], share: int) -> tuple
     features = features.to(dtype)
     norms, who = contrast.inverse_norm(features), captions(label)
     firsts = range(0, len(labels), share)
-    lse = torch.cat([torch.ops.stablerep.multi_positive_lse(features, norms, first, share, 10.0, impl) for first in firsts])
+    forward, backward = torch.ops.stablerep.multi_positive_lse, torch.ops.stablerep.multi_positive_loss_backward
+    lse = torch.cat([forward(features, norms, first, share, 10.0, impl) for first in firsts])
     one = torch.ones((), dtype=norms.dtype)
-    backward = torch.ops.stablerep.multi_positive_loss_backward
     gradient = [backward(one, features, norms, *who, lse, first, share, 10.0, impl) for first in firsts]
     return lse, torch.cat(gradient), backward(one, features, norms, *who, lse, 0, len(labels), 10.0, impl)
 
@@ -240,7 +240,7 @@ def test_bad_input(interpreted: Callable[..., Any]) -> None:
         multi_positive_loss(features, label, impl="triton")
     float64, wide = interpreted(what_triton_refuses)
     assert float64.startswith("TypeError multi_positive_loss: impl='triton' takes float32, bfloat16 and float16")
-    assert wide == "ValueError multi_positive_loss: impl='triton' takes up to 1024 features a row, got 1025; use impl='tiled'"
+    assert wide.startswith("ValueError multi_positive_loss: impl='triton' takes up to 1024 features a row, got 1025")
 
 
 def test_torch_sees_through() -> None:

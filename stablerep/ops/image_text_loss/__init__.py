@@ -49,7 +49,7 @@ def image_text_loss(
     dtypes = [tensor.dtype for tensor in (image_features, text_features, labels, logit_scale)]
     floating = image_features.is_floating_point() and logit_scale.is_floating_point()
     if not floating or dtypes[0] != dtypes[1] or dtypes[2] != torch.int64:
-        raise TypeError(f"{OP}: features must be of one floating type, labels int64, logit_scale floating, got {dtypes}")
+        raise TypeError(f"{OP}: features must be of one float type, labels int64, logit_scale float, got {dtypes}")
     chosen = impls.choose(OP, impl, image_features.device.type, IMPLS)
     contrast.check(OP, chosen, image_features)
     logit_scale = logit_scale.to(contrast.compute_dtype(image_features.dtype))
@@ -100,7 +100,7 @@ def _lse(
     images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor, logit_scale: Tensor,
     first: int, length: int, impl: str,
 ) -> Tensor:  # fmt: skip
-    """[2, length] log-sum-exp of images first .. first + length - 1 over all texts, and of texts over images; Triton: base 2."""
+    """[2, length] log-sum-exp of rows first .. of images over texts, of texts over images; Triton: in base 2."""
     with torch.autocast(images.device.type, enabled=False):
         return _module(impl).logsumexp(images, texts, image_norms, text_norms, logit_scale, first, length)
 
@@ -124,20 +124,20 @@ def _loss(
     text_norms: Tensor,
     order: Tensor,  # [N] these three as in Captions
     slot: Tensor,
-    count: Tensor,
+    size: Tensor,
     lse: Tensor,  # [2, N] as image_text_lse gave it
     first: int,
     world_size: int,
     impl: str,
 ) -> Tensor:
     """The loss of all rows, which is cheap once their LSE are known: O(N D)."""
-    return _module(impl).loss(images, texts, image_norms, text_norms, logit_scale, Captions(order, slot, count), lse)
+    return _module(impl).loss(images, texts, image_norms, text_norms, logit_scale, Captions(order, slot, size), lse)
 
 
 @_loss.register_fake
 def _(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor, images: Tensor, texts: Tensor,
-    image_norms: Tensor, text_norms: Tensor, order: Tensor, slot: Tensor, count: Tensor, lse: Tensor,
+    image_norms: Tensor, text_norms: Tensor, order: Tensor, slot: Tensor, size: Tensor, lse: Tensor,
     first: int, world_size: int, impl: str,
 ) -> Tensor:  # fmt: skip
     return image_norms.new_empty(())
@@ -146,12 +146,13 @@ def _(
 @torch.library.custom_op("stablerep::image_text_loss_backward", mutates_args=())
 def _backward(
     factor: Tensor, logit_scale: Tensor, images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor,
-    order: Tensor, slot: Tensor, count: Tensor, lse: Tensor, first: int, length: int, impl: str,
+    order: Tensor, slot: Tensor, size: Tensor, lse: Tensor, first: int, length: int, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """factor times the gradients of images and texts first .. first + length - 1, and of logit_scale through those."""
     with torch.autocast(images.device.type, enabled=False):
+        who = Captions(order, slot, size)
         for_images, for_texts, for_scale = _module(impl).gradient(
-            factor, images, texts, image_norms, text_norms, logit_scale, Captions(order, slot, count), lse, first, length
+            factor, images, texts, image_norms, text_norms, logit_scale, who, lse, first, length
         )
     return for_images.to(images.dtype), for_texts.to(texts.dtype), for_scale
 
@@ -159,7 +160,7 @@ def _backward(
 @_backward.register_fake
 def _(
     factor: Tensor, logit_scale: Tensor, images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor,
-    order: Tensor, slot: Tensor, count: Tensor, lse: Tensor, first: int, length: int, impl: str,
+    order: Tensor, slot: Tensor, size: Tensor, lse: Tensor, first: int, length: int, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     shape = length, images.shape[1]
     return images.new_empty(shape), texts.new_empty(shape), logit_scale.new_empty(())

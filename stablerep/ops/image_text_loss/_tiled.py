@@ -46,7 +46,7 @@ def gradient(
     u, v, scale = images * image_norms[:, None], texts * text_norms[:, None], _scale(logit_scale)
     own, slot = slice(first, first + length), captions.slot[first : first + length]
     if length == len(images):
-        for_images, for_texts = contrast_tiled.weighted_rows(u, v, scale, *lse, columns=True)
+        for_images, for_texts = contrast_tiled.weighted_rows(u, v, scale, lse[0], lse[1], columns=True)
     else:
         for_images, _ = contrast_tiled.weighted_rows(u[own], v, scale, lse[0, own], lse[1])
         for_texts, _ = contrast_tiled.weighted_rows(v[own], u, scale, lse[1, own], lse[0])
@@ -64,4 +64,4 @@ def _scale(logit_scale: Tensor) -> float | Tensor:
 
 def _mean_of_caption(unit: Tensor, captions: Captions) -> Tensor:
     """[N, D], each caption's in its slot."""
-    return torch.zeros_like(unit).index_add_(0, captions.slot, unit / captions.count[:, None])
+    return torch.zeros_like(unit).index_add_(0, captions.slot, unit / captions.size[:, None])

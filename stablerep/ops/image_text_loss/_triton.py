@@ -32,7 +32,7 @@ def loss(
     u, v = _sides(images, texts, image_norms, text_norms, logit_scale)
     sums = contrast_launch.caption_sums(v, captions)
     positive = contrast_launch.positive_cosines(u, captions.slot, sums, exclude_self=False)
-    return (lse.mean(0) * math.log(2) - logit_scale * positive / captions.count).mean()
+    return (lse.mean(0) * math.log(2) - logit_scale * positive / captions.size).mean()
 
 
 def gradient(
@@ -48,7 +48,7 @@ def gradient(
     length: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     own = slice(first, first + length)
-    slot, share = captions.slot[own], 2.0 / captions.count[own]
+    slot, share = captions.slot[own], 2 / captions.size[own].to(lse.dtype)
     factor = factor / (2 * len(images))
 
     def of(q: contrast_launch.Side, k: contrast_launch.Side, q_lse: Tensor, k_lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,8 @@ def multi_positive_loss(
 
     Rows without a positive contribute zero but stay negatives of the others. Mean over the global N; 0 for an
     empty batch. A row of zeros has cosine 0 with every row and gets no gradient. A row with NaN or infinity makes
-    the loss NaN as soon as any row has a positive, and all gradients with it. Nothing of size N x N is stored, except by
-    "reference". Scores and sums are float32 (float64 features: float64), also under autocast; for bfloat16 and
+    the loss NaN as soon as any row has a positive, and gradients with it. Nothing of size N x N is stored, except
+    by "reference". Scores and sums are float32 (float64 features: float64), also under autocast; for bfloat16 and
     float16 features Triton rounds the softmax weights of the gradient to that precision. Norms must lie within
     1e-18 .. 1e18. Never waits for the device. Not twice differentiable.
 
@@ -65,12 +65,10 @@ def multi_positive_loss(
         if chosen == "reference":
             return _all_on_this_rank(features, rows, labels, first, temperature, world_size)
         inverse_norm = contrast.inverse_norm(rows)
-        order, slot, count = captions(labels)
-        lse = torch.ops.stablerep.multi_positive_lse(
-            rows, inverse_norm, first, len(features), 1 / temperature, chosen
-        )
+        order, slot, size = captions(labels)
+        lse = torch.ops.stablerep.multi_positive_lse(rows, inverse_norm, first, len(features), 1 / temperature, chosen)
         return torch.ops.stablerep.multi_positive_loss(
-            features, rows, inverse_norm, order, slot, count, ranks.gather(lse, group), first, world_size,
+            features, rows, inverse_norm, order, slot, size, ranks.gather(lse, group), first, world_size,
             1 / temperature, chosen,
         )  # fmt: skip
 
@@ -95,7 +93,7 @@ def _module(impl: str) -> ModuleType:
 
 @torch.library.custom_op("stablerep::multi_positive_lse", mutates_args=())
 def _lse(rows: Tensor, inverse_norm: Tensor, first: int, length: int, scale: float, impl: str) -> Tensor:
-    """[length] log-sum-exp of rows first .. first + length - 1 over all others; in base 2 by Triton, whose backward wants it so."""
+    """[length] log-sum-exp of rows first .. first + length - 1 over all others; Triton: in base 2."""
     with torch.autocast(rows.device.type, enabled=False):
         return _module(impl).logsumexp(rows, inverse_norm, first, length, scale)
 
@@ -112,7 +110,7 @@ def _loss(
     inverse_norm: Tensor,  # [N]
     order: Tensor,  # [N] these three as in Captions
     slot: Tensor,
-    count: Tensor,
+    size: Tensor,
     lse: Tensor,  # [N] as multi_positive_lse gave it
     first: int,
     world_size: int,
@@ -120,12 +118,12 @@ def _loss(
     impl: str,
 ) -> Tensor:
     """The loss of all rows, which is cheap once their LSE is known: O(N D)."""
-    return _module(impl).loss(rows, inverse_norm, Captions(order, slot, count), lse, scale)
+    return _module(impl).loss(rows, inverse_norm, Captions(order, slot, size), lse, scale)
 
 
 @_loss.register_fake
 def _(
-    features: Tensor, rows: Tensor, inverse_norm: Tensor, order: Tensor, slot: Tensor, count: Tensor, lse: Tensor,
+    features: Tensor, rows: Tensor, inverse_norm: Tensor, order: Tensor, slot: Tensor, size: Tensor, lse: Tensor,
     first: int, world_size: int, scale: float, impl: str,
 ) -> Tensor:  # fmt: skip
     return inverse_norm.new_empty(())
@@ -133,19 +131,19 @@ def _(
 
 @torch.library.custom_op("stablerep::multi_positive_loss_backward", mutates_args=())
 def _backward(
-    factor: Tensor, rows: Tensor, inverse_norm: Tensor, order: Tensor, slot: Tensor, count: Tensor, lse: Tensor,
+    factor: Tensor, rows: Tensor, inverse_norm: Tensor, order: Tensor, slot: Tensor, size: Tensor, lse: Tensor,
     first: int, length: int, scale: float, impl: str,
 ) -> Tensor:  # fmt: skip
     """[length, D] factor times the gradient of rows first .. first + length - 1."""
     with torch.autocast(rows.device.type, enabled=False):
-        captions_ = Captions(order, slot, count)
-        gradient = _module(impl).gradient(factor, rows, inverse_norm, captions_, lse, first, length, scale)
+        who = Captions(order, slot, size)
+        gradient = _module(impl).gradient(factor, rows, inverse_norm, who, lse, first, length, scale)
     return gradient.to(rows.dtype)
 
 
 @_backward.register_fake
 def _(
-    factor: Tensor, rows: Tensor, inverse_norm: Tensor, order: Tensor, slot: Tensor, count: Tensor, lse: Tensor,
+    factor: Tensor, rows: Tensor, inverse_norm: Tensor, order: Tensor, slot: Tensor, size: Tensor, lse: Tensor,
     first: int, length: int, scale: float, impl: str,
 ) -> Tensor:  # fmt: skip
     return rows.new_empty(length, rows.shape[1])

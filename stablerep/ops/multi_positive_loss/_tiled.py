@@ -17,8 +17,8 @@ def logsumexp(rows: Tensor, inverse_norm: Tensor, first: int, length: int, scale
 def loss(rows: Tensor, inverse_norm: Tensor, captions: Captions, lse: Tensor, scale: float) -> Tensor:
     unit = rows * inverse_norm[:, None]
     others = _sums(unit, captions)[captions.slot].sub_(unit)
-    positive = others.mul_(unit).sum(1) / (captions.count - 1)
-    return (lse - scale * positive).masked_fill_(captions.count == 1, 0).sum() / len(rows)
+    positive = others.mul_(unit).sum(1) / (captions.size - 1)
+    return (lse - scale * positive).masked_fill_(captions.size == 1, 0).sum() / len(rows)
 
 
 def gradient(
@@ -34,9 +34,9 @@ def gradient(
     unit = rows * inverse_norm[:, None]
     own = _own(unit, first, length)
     here = slice(first, first + length)
-    lse = lse.masked_fill(captions.count == 1, torch.inf)
+    lse = lse.masked_fill(captions.size == 1, torch.inf)
     gradient, _ = contrast_tiled.weighted_rows(own, unit, scale, lse[here], lse, self_at=first)
-    count = captions.count[here]
+    count = captions.size[here]
     share = torch.where(count > 1, 2 / (count - 1).to(unit.dtype), 0)
     others = _sums(unit, captions)[captions.slot[here]].sub_(own)
     gradient.addcmul_(others, share[:, None], value=-1).mul_(factor * scale / len(rows))

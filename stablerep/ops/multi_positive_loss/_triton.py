@@ -23,7 +23,7 @@ def loss(rows: Tensor, inverse_norm: Tensor, captions: Captions, lse: Tensor, sc
     side = _side(rows, inverse_norm, scale)
     sums = contrast_launch.caption_sums(side, captions)
     positive = contrast_launch.positive_cosines(side, captions.slot, sums, exclude_self=True)
-    others = captions.count - 1
+    others = captions.size - 1
     return (lse * math.log(2) - scale * positive / others).masked_fill_(others == 0, 0).sum() / len(rows)
 
 
@@ -38,15 +38,14 @@ def gradient(
     scale: float,
 ) -> Tensor:
     side, own = _side(rows, inverse_norm, scale), slice(first, first + length)
-    others = captions.count - 1
+    others = (captions.size - 1).to(lse.dtype)
     lse = lse.masked_fill(others == 0, torch.inf)
     share = (2.0 / others[own]).masked_fill_(others[own] == 0, 0)
     positives = contrast_launch.Positives(captions.slot[own], share, contrast_launch.caption_sums(side, captions))
     factor = factor * (scale / len(rows))
     unshifted = scale <= contrast_launch.MOST_UNSHIFTED_SCALE
-    return contrast_launch.gradient(
-        side.part(first, length), side, lse[own], lse, positives, factor, first, unshifted
-    )[0]
+    part = side.part(first, length)
+    return contrast_launch.gradient(part, side, lse[own], lse, positives, factor, first, unshifted)[0]
 
 
 def _side(rows: Tensor, inverse_norm: Tensor, scale: float) -> contrast_launch.Side:
