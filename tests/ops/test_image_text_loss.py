@@ -20,7 +20,7 @@ from tests.ops import precision
 
 RAGGED = [0, 0, 0, 7, 7, 3, 5, 5, 5, 5, -2, 7]  # captions with 3, 3, 1, 4 and 1 images
 IMPLS = ["tiled", "reference"]
-TILES = [(512, 2048), (4, 3), (3, 7)]  # the real one, and some that cut small batches everywhere
+TILES = [(512, 4096), (4, 3), (3, 7)]  # the real one, and some that cut small batches everywhere
 Sides = tuple[Tensor, Tensor, Tensor, Tensor]  # images, texts, labels, logit_scale
 
 

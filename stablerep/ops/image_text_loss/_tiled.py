@@ -27,7 +27,7 @@ def loss(
     captions: Captions, lse: Tensor,
 ) -> Tensor:  # fmt: skip
     u, v = images * image_norms[:, None], texts * text_norms[:, None]
-    positive = _mean_of_caption(v, captions)[captions.slot].mul_(u).sum(1)
+    positive = _mean_of_caption(v, captions).mul_(u).sum(1)
     return (lse.mean(0) - logit_scale * positive).mean()
 
 
@@ -44,14 +44,14 @@ def gradient(
     length: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     u, v, scale = images * image_norms[:, None], texts * text_norms[:, None], _scale(logit_scale)
-    own, slot = slice(first, first + length), captions.slot[first : first + length]
+    own = slice(first, first + length)
     if length == len(images):
         for_images, for_texts = contrast_tiled.weighted_rows(u, v, scale, lse[0], lse[1], columns=True)
     else:
         for_images, _ = contrast_tiled.weighted_rows(u[own], v, scale, lse[0, own], lse[1])
         for_texts, _ = contrast_tiled.weighted_rows(v[own], u, scale, lse[1, own], lse[0])
-    for_images.sub_(_mean_of_caption(v, captions)[slot], alpha=2)
-    for_texts.sub_(_mean_of_caption(u, captions)[slot], alpha=2)
+    for_images.sub_(_mean_of_caption(v, captions, own), alpha=2)
+    for_texts.sub_(_mean_of_caption(u, captions, own), alpha=2)
     factor = factor / (2 * len(images))
     for_images, along = contrast_tiled.through_norm(for_images, u[own], image_norms[own] * (factor * logit_scale))
     for_texts, _ = contrast_tiled.through_norm(for_texts, v[own], text_norms[own] * (factor * logit_scale))
@@ -62,6 +62,7 @@ def _scale(logit_scale: Tensor) -> float | Tensor:
     return float(logit_scale) if logit_scale.device.type == "cpu" else logit_scale  # other devices would have to wait
 
 
-def _mean_of_caption(unit: Tensor, captions: Captions) -> Tensor:
-    """[N, D], each caption's in its slot."""
-    return torch.zeros_like(unit).index_add_(0, captions.slot, unit / captions.size[:, None])
+def _mean_of_caption(unit: Tensor, captions: Captions, rows: slice = slice(None)) -> Tensor:
+    """[N, D] or the part of it: for each row, the mean over the rows of its caption."""
+    sums = torch.zeros_like(unit).index_add_(0, captions.slot, unit)
+    return sums[captions.slot[rows]].div_(captions.size[rows, None])
