@@ -17,3 +17,10 @@ class CompileCase:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     num_warps: int
     num_stages: int
+    targets: tuple[int, ...] = (80, 90, 100)  # compute capabilities that it is launched on
+
+    @property
+    def attributes(self) -> dict[tuple[int], list[list[Any]]]:
+        """Pointers are multiples of 16, as those of torch's tensors: at run time Triton sees that, here it is told."""
+        places = enumerate(self.kernel.arg_names)
+        return {(i,): [["tt.divisibility", 16]] for i, name in places if self.signature[name].startswith("*")}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping
+
+import torch
 
 WhyNot = Callable[[str], str | None]  # device type -> why an implementation cannot run there
 
@@ -15,6 +18,7 @@ class ImplUnavailable(RuntimeError):
     """The implementation asked for cannot run here; the text says why and what can."""
 
 
+@torch.compiler.assume_constant_result  # torch.compile must not trace the logging and the looking for drivers
 def choose(op: str, impl: str, device_type: str, impls: Mapping[str, WhyNot]) -> str:
     """The implementation to run; impls is ordered from the fastest to the reference.
 
@@ -40,6 +44,19 @@ def _auto(op: str, device_type: str, impls: tuple[tuple[str, WhyNot], ...]) -> s
             return name
         passed_over.append(f"{name} cannot run: {reason}")
     raise ImplUnavailable(f"{op} cannot run on {device_type}: " + "; ".join(passed_over))
+
+
+def triton(device_type: str) -> str | None:
+    """The WhyNot of Triton kernels: they need CUDA, or Triton's interpreter on the CPU (TRITON_INTERPRET=1)."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type == "cuda":
+        return None
+    from triton import knobs
+
+    if device_type == "cpu" and knobs.runtime.interpret:
+        return None
+    return f"triton compiles for CUDA, not for {device_type!r} (TRITON_INTERPRET=1 interprets on the CPU, slowly)"
 
 
 def anywhere(device_type: str) -> str | None:

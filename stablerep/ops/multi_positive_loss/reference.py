@@ -10,15 +10,13 @@ def multi_positive_loss(
     features: Tensor,  # [N, D] float32 or float64, any norm
     labels: Tensor,  # [N]
     temperature: float,
-    rows: slice = slice(None),  # of these rows only; the others are still their positives and negatives
 ) -> Tensor:  # []
-    """Sum over the rows of LSE_{j != i}(s_ij) - mean_{j in P(i)} s_ij, divided by N."""
+    """Mean over rows of LSE_{j != i}(s_ij) - mean_{j in P(i)} s_ij."""
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    unit = features / norm.where(norm > 0, torch.inf)  # a zero row stays zero and gets no gradient
-    similarity = unit[rows] @ unit.T / temperature  # [R, N]
-    column = torch.arange(len(labels), device=labels.device)
-    itself = column[rows, None] == column
-    positive = (labels[rows, None] == labels) & ~itself
+    unit = features / norm.where(norm != 0, torch.inf)  # a zero row stays zero and gets no gradient
+    similarity = unit @ unit.T / temperature  # [N, N]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = (labels[:, None] == labels) & ~itself
     num_positives = positive.sum(1)
     # Not -inf: the gradient of a row with no other row would be NaN.
     all_others = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min).logsumexp(1)
