@@ -1,10 +1,12 @@
 """`python -m benchmarks.resources` compiles every kernel for sm_80, sm_90 and sm_100 and prints what it takes.
 
-No GPU is needed. A spill, a register that did not fit and went to memory, ends it with exit code 1.
+No GPU is needed. A line is the most that any specialisation of a kernel takes; --all prints each. A spill, a register
+that did not fit and went to memory, ends it with exit code 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import pkgutil
@@ -51,7 +53,7 @@ def of_triton(case: CompileCase, architecture: int) -> Resources:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    source = ASTSource(fn=case.kernel, signature=dict(case.signature), constexprs=dict(case.constexprs))
+    source = ASTSource(case.kernel, dict(case.signature), dict(case.constexprs), case.attributes)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +104,7 @@ def all_resources() -> list[Resources]:
     """Compile everything, two at a time."""
     nvcc = shutil.which("nvcc")
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(of_triton, case, a) for case in triton_cases() for a in ARCHITECTURES]
+        jobs = [pool.submit(of_triton, case, a) for case in triton_cases() for a in case.targets]
         found = [job.result() for job in jobs]
         if nvcc:
             sources = sorted(CSRC.glob("*.cu"))
@@ -111,15 +113,33 @@ def all_resources() -> list[Resources]:
     return found
 
 
+def most_of_each(rows: list[Resources]) -> list[tuple[Resources, int]]:
+    """The most that the specialisations of a kernel for one data type take, and how many there are."""
+    groups: dict[tuple[str, int], list[Resources]] = {}
+    for row in rows:
+        name = re.sub(r"(<.*)|( \w+=.*)", "", row.kernel)
+        groups.setdefault((name, row.architecture), []).append(row)
+    return [
+        (
+            Resources(*key, *(max(getattr(r, field) for r in group) for field in ("registers", "shared", "spills"))),
+            len(group),
+        )
+        for key, group in groups.items()
+    ]
+
+
 def main() -> int:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    view = Table("kernel", "sm", "registers", "shared KiB", "spilled bytes", box=SIMPLE_HEAD)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="a line for each specialisation")
+    each = parser.parse_args().all
     rows = all_resources()
-    for row in rows:
-        numbers = (row.architecture, row.registers, f"{row.shared / 1024:.1f}", row.spills)
+    view = Table("kernel", "sm", "compiled", "registers", "shared KiB", "spilled bytes", box=SIMPLE_HEAD)
+    for row, number in [(row, 1) for row in rows] if each else most_of_each(rows):
+        numbers = (row.architecture, number, row.registers, f"{row.shared / 1024:.1f}", row.spills)
         view.add_row(row.kernel, *(str(n) for n in numbers), style=None if row.fits else "red")
     Console(width=None if sys.stdout.isatty() else 120).print(view)
     if not shutil.which("nvcc"):

@@ -94,7 +94,7 @@ def run(
             torch.manual_seed(_step_seed(config.seed, step))  # dropout and the like: resumed runs draw the same
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 features = forward(batch.images)
-            loss = ops.multi_positive_loss(features.float(), batch.labels, config.temperature, distributed.everyone())
+            loss = ops.multi_positive_loss(features, batch.labels, config.temperature, distributed.everyone())
             loss.backward()
             lr = learning_rate(step, peak=config.peak_lr, steps=steps, warmup_steps=round(config.warmup * steps))
             metrics.add(loss, *update(optimiser, lr))  # a non-finite update is skipped on the device
