@@ -22,13 +22,16 @@ class Work:
     dtype: torch.dtype = torch.float32  # in which the products run
 
     def least_ms(self, device: str) -> float:
-        """The time that the slower of memory and arithmetic allows."""
-        memory = self.bytes / (copy_gb_per_second(device) * 1e6)
-        return max(memory, self.flops / (gemm_gflop_per_second(device, self.dtype) * 1e6) if self.flops else 0.0)
+        """The time that the slower of memory and arithmetic allows on as many threads as torch uses now."""
+        threads = torch.get_num_threads()
+        memory = self.bytes / (copy_gb_per_second(device, threads) * 1e6)
+        if not self.flops:
+            return memory
+        return max(memory, self.flops / (gemm_gflop_per_second(device, self.dtype, threads) * 1e6))
 
 
 @functools.cache
-def copy_gb_per_second(device: str) -> float:
+def copy_gb_per_second(device: str, threads: int) -> float:
     """Bytes read plus bytes written by torch's copy, in 1e9 a second."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -36,7 +39,7 @@ def copy_gb_per_second(device: str) -> float:
 
 
 @functools.cache
-def gemm_gflop_per_second(device: str, dtype: torch.dtype) -> float:
+def gemm_gflop_per_second(device: str, dtype: torch.dtype, threads: int) -> float:
     """Rate of the BLAS's square product, in 1e9 a second."""
     size = GEMM_SIZE[device]
     a = torch.randn(size, size, device=device, dtype=dtype)

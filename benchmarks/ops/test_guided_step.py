@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from benchmarks.record import Bench, Case
+from benchmarks.record import Bench, Case, Work
 from stablerep import native
 from stablerep.ops import guided_step
 from stablerep.ops.guided_step import reference
@@ -54,4 +54,5 @@ def test_guided_step(bench: Bench, device: str, name: str, dtype: torch.dtype) -
         impls["torch.compile"] = lambda: compiled(*inputs)
     impls |= {"diffusers": diffusers, "copy of as many bytes": copy}
     with torch.inference_mode():
-        bench.compare(f"guided_step {name} {'x'.join(map(str, shape))} UNet {dtype}", device, impls)
+        work = Work(bytes=4 * latents.nbytes + output.nbytes)
+        bench.compare(f"guided_step {name} {'x'.join(map(str, shape))} UNet {dtype}", device, impls, work)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.record import Bench, Case
+from benchmarks.record import Bench, Case, Work
 from stablerep.ops import image_text_loss
 from stablerep.ops.image_text_loss import reference
 
@@ -66,6 +66,7 @@ def test_image_text_loss(bench: Bench, device: str, num_rows: int, dtype: torch.
     for run in impls.values():
         error = (gradient(run) - expected).norm() / expected.norm()
         assert error < (1e-4 if dtype == torch.float32 else 0.05)
-    bench.compare(
-        f"image_text_loss {num_rows}x{dim} {str(dtype)[6:]} forward+backward", device, {**impls, "3 GEMMs": unit_gemms}
-    )
+    impls["3 GEMMs"] = unit_gemms
+    # Four units: scores once forward and once backward, and a product for the gradient of each side.
+    work = Work(bytes=4 * images.nbytes, flops=4 * 2 * num_rows**2 * dim, dtype=dtype)
+    bench.compare(f"image_text_loss {num_rows}x{dim} {str(dtype)[6:]} forward+backward", device, impls, work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.record import Bench, Case
+from benchmarks.record import Bench, Case, Work
 from stablerep import native
 from stablerep.ops import philox_normal
 
@@ -28,4 +28,6 @@ def test_philox_normal(bench: Bench, device: str, name: str) -> None:
         actual = philox_normal(1, ids, indices, size, impl="native")
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
         impls = {"native": lambda: philox_normal(1, ids, indices, size, impl="native"), **impls}
-    bench.compare(f"philox_normal {name} {batch}x{'x'.join(map(str, size))}", device, impls)
+    bench.compare(
+        f"philox_normal {name} {batch}x{'x'.join(map(str, size))}", device, impls, Work(bytes=expected.nbytes)
+    )

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import v2
 
-from benchmarks.record import Bench, Case
+from benchmarks.record import Bench, Case, Work
 from stablerep import native
 from stablerep.ops import AugmentSpec, strong_augment
 
@@ -71,7 +71,10 @@ def test_strong_augment(bench: Bench, device: str, name: str) -> None:
         impls["torchvision v2, float, one draw for the batch"] = lambda: as_float(chw)
     del smooth, coarse
     on = "1 thread" if device == "cpu" else "GPU"
-    bench.compare(f"strong_augment {side} to {size}, {batch} pictures, {str(spec.dtype)[6:]}, {on}", device, impls)
+    work = Work(bytes=images.nbytes + result.nbytes)
+    bench.compare(
+        f"strong_augment {side} to {size}, {batch} pictures, {str(spec.dtype)[6:]}, {on}", device, impls, work
+    )
 
 
 def torchvision_recipe(spec: AugmentSpec, to_dtype: v2.Transform, last: bool) -> Callable[[Tensor], Tensor]:

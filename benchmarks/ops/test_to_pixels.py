@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from benchmarks.record import Bench, Case
+from benchmarks.record import Bench, Case, Work
 from stablerep import native
 from stablerep.ops import to_pixels
 from stablerep.ops.to_pixels import reference
@@ -52,4 +52,5 @@ def test_to_pixels(bench: Bench, device: str, name: str, layout: str) -> None:
         impls["torch.compile"] = lambda: compiled(images, image_size)
     impls |= {"torchvision": torchvision, "PIL": pil, "copy of the input": lambda: images.clone()}
     resize = "" if image_size is None else f" to {image_size}"
-    bench.compare(f"to_pixels {name} {'x'.join(map(str, shape))}{resize} {layout} {images.dtype}", device, impls)
+    work = Work(bytes=images.nbytes + expected.nbytes)
+    bench.compare(f"to_pixels {name} {'x'.join(map(str, shape))}{resize} {layout} {images.dtype}", device, impls, work)
