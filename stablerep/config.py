@@ -27,7 +27,7 @@ def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
         return
     near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else "there is"
-    raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:12])})")
+    raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:20])})")
 
 
 def parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:

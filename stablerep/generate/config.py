@@ -9,7 +9,11 @@ from typing import Any
 from stablerep.config import UserError, check_choice
 
 ENGINES = ("torch",)
-SCHEDULERS = ("ddim", "dpmsolver++", "euler")
+FUSED_SCHEDULERS = ("ddim", "dpmsolver++", "euler")  # one kernel a step; the others are diffusers' own
+SCHEDULERS = (
+    *FUSED_SCHEDULERS, "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpmsolver_singlestep", "euler_ancestral", "heun",
+    "lcm", "lms", "pndm", "sde-dpmsolver++", "tcd", "unipc",
+)  # fmt: skip
 FORMATS = ("jpg", "png", "webp")
 
 
@@ -44,7 +48,8 @@ class GenerateConfig:
     """Denoising steps; dpmsolver++ needs about 12."""
 
     scheduler: str = "ddim"
-    """ddim, dpmsolver++ (2M) or euler."""
+    """ddim, dpmsolver++ (2M) or euler, the fast ones; or ddpm, deis, dpm2, dpm2_ancestral, dpmsolver_singlestep,
+    euler_ancestral, heun, lcm, lms, pndm, sde-dpmsolver++, tcd, unipc."""
 
     negative_prompt: str = ""
     """What guidance leads away from."""

@@ -19,10 +19,11 @@ from torch import Tensor
 from stablerep import distributed, shards
 from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.diffusers_schedule import DiffusersSchedule, open_schedule
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.sampler import sample
-from stablerep.generate.schedule import Schedule, make_schedule
+from stablerep.generate.schedule import Schedule
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 from stablerep.runlog import progress
@@ -96,7 +97,7 @@ def _generate(
     config: GenerateConfig, prompts: Sequence[Prompt], pipeline: Pipeline, device: torch.device
 ) -> GenerateSummary:
     out = Path(config.out)
-    schedule = make_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
+    schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
     identity = _identity(config, prompts, pipeline)
     shards.start_dataset(out, identity)
 
@@ -132,7 +133,7 @@ def _generate(
 
 
 def _paint(
-    pipeline: Pipeline, schedule: Schedule, prompts: Sequence[Prompt], config: GenerateConfig
+    pipeline: Pipeline, schedule: Schedule | DiffusersSchedule, prompts: Sequence[Prompt], config: GenerateConfig
 ) -> Iterator[Tensor]:
     """Yield the pictures of these prompts in order, a batch [B, H, W, 3] uint8 on the host at a time."""
     k = config.num_images_per_prompt

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stablerep import ops
+from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.engines import Engine
 from stablerep.generate.guidance import guide
 from stablerep.generate.noise import picture_noise
@@ -17,7 +18,7 @@ from stablerep.generate.schedule import Schedule
 @torch.inference_mode()
 def sample(
     engine: Engine,
-    schedule: Schedule,
+    schedule: Schedule | DiffusersSchedule,
     text: Tensor,  # [B, T, D]
     negative_text: Tensor,  # [1, T, D] or [B, T, D]
     prompt_ids: Tensor,  # [B] int64
@@ -33,19 +34,34 @@ def sample(
 
     Guidance (Ho and Salimans 2022) runs as one batch of two; where every scale is 1 the unguided half is left out.
     """
+
     # Latents stay float32 through the loop, whatever the UNet computes in: their rounding would be most of the error.
-    latents = picture_noise(seed, prompt_ids, indices, latent_shape, text.device) * schedule.init_scale
+    def draw(number: int) -> Tensor:
+        return picture_noise(seed, prompt_ids, indices, latent_shape, text.device, draw=number)
+
     guided = is_guided(guidance_scale)
     scale = _scales(guidance_scale, len(text), text.device)
-    if guided:
-        text = torch.cat([negative_text.expand_as(text), text])
-    x0 = latents  # the first row of a table does not read it
-    for step, timestep in zip(schedule.steps, schedule.timesteps, strict=True):
+    told_text = torch.cat([negative_text.expand_as(text), text]) if guided else text
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         told = latents.to(text.dtype)
-        output = engine.unet(torch.cat([told, told]) if guided else told, timestep, text)
-        if guided and guidance_rescale:
-            output = guide(output, scale, guidance_rescale)  # [B, ...]: the fused step has no more to guide
-        latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
+        return engine.unet(torch.cat([told, told]) if guided else told, timestep, told_text)
+
+    latents = draw(0) * schedule.init_scale
+    if isinstance(schedule, DiffusersSchedule):
+
+        def guided_prediction(latents: Tensor, timestep: Tensor) -> Tensor:
+            output = predict(latents, timestep)
+            return guide(output, scale, guidance_rescale) if guided else output.float()
+
+        latents = schedule.denoise(guided_prediction, latents, draw)
+    else:
+        x0 = latents  # the first row of a table does not read it
+        for step, timestep in zip(schedule.steps, schedule.timesteps, strict=True):
+            output = predict(latents, timestep)
+            if guided and guidance_rescale:
+                output = guide(output, scale, guidance_rescale)  # [B, ...]: the fused step has no more to guide
+            latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
     return ops.to_pixels(engine.decode(latents.to(text.dtype)), image_size)
 
 
