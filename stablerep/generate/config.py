@@ -31,6 +31,9 @@ class GenerateConfig:
     model: str = "default"
     """Diffusers pipeline of the Stable Diffusion 1.x/2.x kind: a folder, a hub name, or the embedded default."""
 
+    lora: tuple[str, ...] = ()
+    """PATH:WEIGHT of LoRA weights to add to the model: a safetensors file, or a folder as diffusers writes it."""
+
     engine: str = "torch"
     """What runs the UNet and the VAE decoder."""
 
@@ -83,6 +86,7 @@ class GenerateConfig:
         if self.num_images_per_prompt > 10_000:
             raise UserError(f"--num-images-per-prompt must be at most 10000, got {self.num_images_per_prompt}")
         self._check_guidance()
+        object.__setattr__(self, "lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora))
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"--guidance-rescale must be between 0 and 1, got {self.guidance_rescale}")
         if not 0 <= self.seed < 2**63:

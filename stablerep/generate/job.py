@@ -77,7 +77,7 @@ def generate(config: GenerateConfig) -> GenerateSummary | SweepSummary:
     """
     prompts = read_prompts(Path(config.prompts))
     with distributed.start(config.device) as device:
-        pipeline = open_pipeline(config.model, device)
+        pipeline = open_pipeline(config.model, device, config.lora)
         runs = sweep.runs_of(config)
         if len(runs) == 1:
             return _generate(config, prompts, pipeline, device)
