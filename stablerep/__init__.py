@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from stablerep.generate.job import GenerateSummary
+    from stablerep.generate.job import GenerateSummary, SweepSummary
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
@@ -23,8 +23,11 @@ __all__ = ["default_generator", "evaluate", "generate", "load_encoder", "train"]
 # Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
 
 
-def generate(**fields: Any) -> GenerateSummary:
-    """Paint K pictures of every prompt into shards; fields as in generate.config.GenerateConfig."""
+def generate(**fields: Any) -> GenerateSummary | SweepSummary:
+    """Paint K pictures of every prompt into shards; fields as in generate.config.GenerateConfig.
+
+    guidance_scale=[1, 2] makes a run of each, and the result holds a summary of each.
+    """
     from stablerep.generate.config import GenerateConfig
     from stablerep.generate.job import generate
 

@@ -33,6 +33,20 @@ def gen(argv: Sequence[str] | None = None) -> None:
     _command("stablerep-gen", run, argv)
 
 
+def prompts(argv: Sequence[str] | None = None) -> None:
+    """stablerep-prompts"""
+
+    def run(argv: Sequence[str]) -> None:
+        from stablerep.templates.config import PromptsConfig
+
+        config = parse(PromptsConfig, argv, "stablerep-prompts")
+        from stablerep.templates.job import write_prompts
+
+        print(write_prompts(config))
+
+    _command("stablerep-prompts", run, argv)
+
+
 def train(argv: Sequence[str] | None = None) -> None:
     """stablerep-train"""
 

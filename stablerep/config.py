@@ -27,7 +27,7 @@ def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
         return
     near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else "there is"
-    raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:12])})")
+    raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:20])})")
 
 
 def parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
@@ -49,10 +49,9 @@ def parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
         argv[at : at + 2] = _flags(cls, _read(path), path, skip=given)
     return tyro.cli(
         cls,
-        args=argv,
+        args=_gather(cls, argv),
         prog=prog,
         description=f"{(cls.__doc__ or '').strip()}\n\n--config FILE.yaml: read the fields from there; flags win.",
-        config=(tyro.conf.UseAppendAction,),  # --data A --data B
     )
 
 
@@ -90,6 +89,25 @@ def refuse_other_run(folder: Path, earlier: dict[str, Any], now: dict[str, Any])
                 f"--out {folder} holds another run: its {flag} is {earlier.get(name)!r}, not {now.get(name)!r}; "
                 "choose another --out, or the same value to go on"
             )
+
+
+def _gather(cls: type, argv: Sequence[str]) -> list[str]:
+    """Put the values of a field that takes many behind one flag: `--data A --data B` means `--data A B`."""
+    many = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(cls) if "tuple[" in str(field.type)}
+    others: list[str] = []
+    values: dict[str, list[str]] = {}
+    taker = others
+    for word in argv:
+        name, equals, value = word.partition("=")
+        flag = name.replace("_", "-")
+        if flag in many:
+            taker = values.setdefault(flag, [])
+            taker += [value] if equals else []
+            continue
+        if word == "-h" or word.startswith("--"):
+            taker = others
+        taker.append(word)
+    return others + [word for flag, words in values.items() for word in (flag, *words)]
 
 
 def _read(path: Path) -> dict[str, Any]:

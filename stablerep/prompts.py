@@ -1,9 +1,13 @@
-"""Prompts from text, CSV, JSONL or Parquet files. A prompt's id is its row number."""
+"""Prompts from text, CSV, JSONL or Parquet files. A prompt's id is its row number.
+
+A table may also say, for some rows or all, with what guidance_scale, negative_prompt and seed to paint them.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,55 +24,100 @@ COLUMNS = ("prompt", "caption", "text")  # the first of these that a table has
 class Prompt:
     id: int
     text: str
+    guidance_scale: float | None = None  # None: the run's own
+    negative_prompt: str | None = None
+    seed: int | None = None
 
 
 def read_prompts(path: Path) -> list[Prompt]:
     """Read a prompts file: .txt has one a line, .csv, .jsonl and .parquet a column prompt, caption or text.
 
+    Columns guidance_scale, negative_prompt and seed override the run's own where they are not empty.
     An empty line between others is a prompt too (the unconditional picture), so that ids stay row numbers.
 
     Raises:
-        UserError: no such file, an unknown ending, no such column, or no prompt in it.
+        UserError: no such file, an unknown ending, no such column, no prompt in it, or a value out of range.
     """
     readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"--prompts {path}: unknown ending {path.suffix!r}; use one of {', '.join(readers)}")
     try:
-        texts = reader(path)
+        prompts = [_prompt(number, row) for number, row in enumerate(reader(path))]
     except FileNotFoundError as error:
         raise UserError(f"--prompts {path} does not exist") from error
     except (OSError, UnicodeDecodeError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"--prompts {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not any(text.strip() for text in texts):
+    if not any(prompt.text for prompt in prompts):
         raise UserError(f"--prompts {path} is empty; write one prompt a line")
-    return [Prompt(number, " ".join(text.split())) for number, text in enumerate(texts)]
+    return prompts
 
 
-def _read_text(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+def _read_text(path: Path) -> list[Any]:
+    return list(path.read_text(encoding="utf-8-sig").rstrip().splitlines())
 
 
-def _read_csv(path: Path) -> list[str]:
+def _read_csv(path: Path) -> list[Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return [_text_of(row) for row in rows]
+        return list(csv.DictReader(file))
 
 
-def _read_jsonl(path: Path) -> list[str]:
+def _read_jsonl(path: Path) -> list[Any]:
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [_text_of(json.loads(line)) for line in lines if line.strip()]
+    return [json.loads(line) for line in lines if line.strip()]
 
 
-def _read_parquet(path: Path) -> list[str]:
-    return [_text_of(row) for row in pq.read_table(path).to_pylist()]
+def _read_parquet(path: Path) -> list[Any]:
+    return pq.read_table(path).to_pylist()
 
 
-def _text_of(row: Any) -> str:
+def _prompt(number: int, row: Any) -> Prompt:
     if isinstance(row, str):
-        return row
-    if isinstance(row, dict):
-        for column in COLUMNS:
-            if column in row:
-                return "" if row[column] is None else str(row[column])
-    raise ValueError(f"no column {', '.join(COLUMNS)}")
+        return Prompt(number, " ".join(row.split()))
+    column = next((column for column in COLUMNS if isinstance(row, dict) and column in row), None)
+    if column is None:
+        raise ValueError(f"no column {', '.join(COLUMNS)}")
+    try:
+        return Prompt(
+            number,
+            _words(row[column]),
+            guidance_scale=_guidance_scale(row.get("guidance_scale")),
+            negative_prompt=_words(row.get("negative_prompt")) or None,
+            seed=_seed(row.get("seed")),
+        )
+    except ValueError as error:
+        raise ValueError(f"prompt {number}: {error}") from None
+
+
+def _words(value: Any) -> str:
+    return "" if _is_missing(value) else " ".join(str(value).split())
+
+
+def _is_missing(value: Any) -> bool:
+    """Empty in CSV, null in JSON and Parquet, NaN where pandas wrote a column of numbers with gaps."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == ""
+
+
+def _guidance_scale(value: Any) -> float | None:
+    if _is_missing(value):
+        return None
+    try:
+        scale = float(value)
+    except (TypeError, ValueError):
+        scale = math.nan
+    if isinstance(value, bool) or not 0 <= scale <= 100:
+        raise ValueError(f"guidance_scale must be a number between 0 and 100, got {value!r}")
+    return scale
+
+
+def _seed(value: Any) -> int | None:
+    if _is_missing(value):
+        return None
+    try:
+        # pandas makes floats of whole numbers with gaps; those above 2^53 are no longer the ones it was given.
+        seed = int(value) if not isinstance(value, float) or (value.is_integer() and abs(value) <= 2**53) else -1
+    except (TypeError, ValueError):
+        seed = -1
+    if isinstance(value, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number between 0 and 2^63 - 1, got {value!r}")
+    return seed

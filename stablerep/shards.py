@@ -16,7 +16,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Sample:
     prompt: str
     ending: str  # "jpg", "png" or "webp"
     pictures: Sequence[Picture]
+    settings: dict[str, Any] = field(default_factory=dict)  # beside the prompt in its JSON
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ def start_dataset(out: Path, config: dict[str, Any]) -> None:
     if path.exists():
         refuse_other_run(out, _read_json(path)["config"], config)
         return
+    sweep = [entry.parent.name for entry in out.glob("*/dataset.json")]
+    if sweep:
+        raise UserError(f"--out {out} holds a sweep ({', '.join(sorted(sweep)[:3])}); choose another --out for one run")
     strangers = [entry.name for entry in out.iterdir() if not entry.name.endswith(".partial")]
     if strangers:
         raise UserError(
@@ -148,6 +152,8 @@ def index_folder(folder: Path) -> ImageIndex:
     """Index every jpg, png and webp file below a folder, in the order of their names; each is its own group."""
     files = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS))
     if not files:
+        if sweep := sorted(folder.glob("*/dataset.json")):
+            raise UserError(f"--data {folder} holds several runs; take one, for instance {sweep[0].parent}")
         raise UserError(f"--data {folder} holds no pictures ({', '.join(PICTURE_ENDINGS)}) and no shards")
     numbers = np.arange(len(files))
     return ImageIndex(
@@ -205,7 +211,7 @@ def _pack(samples: Sequence[Sample]) -> tuple[bytes, list[dict[str, Any]]]:
         for sample in sorted(samples, key=lambda sample: sample.prompt_id):
             key = f"{sample.prompt_id:09}"
             about = {"prompt_id": sample.prompt_id, "prompt": sample.prompt, "num_images": len(sample.pictures)}
-            add(f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+            add(f"{key}.json", json.dumps(about | sample.settings, ensure_ascii=False).encode())
             for picture in sorted(sample.pictures, key=lambda picture: picture.index):
                 offset = add(f"{key}.{picture.index}.{sample.ending}", picture.data)
                 rows.append(

@@ -29,6 +29,14 @@ def test_flags_win_over_the_config_file(tmp_path: Path) -> None:
     assert parse(Toy, ["--config", str(file), "--flip"], "toy").flip
 
 
+@pytest.mark.parametrize(
+    "argv", [["--data", "a", "b"], ["--data", "a", "--data", "b"], ["--data=a", "--steps", "3", "--data", "b"]]
+)
+def test_a_field_of_many_values_takes_them_behind_one_flag_or_several(argv: list[str]) -> None:
+    assert parse(Toy, [*argv, "--out", "o"], "toy") == Toy(out=Path("o"), data=("a", "b"))
+    assert parse(Toy, ["--out", "o", *argv], "toy") == Toy(out=Path("o"), data=("a", "b"))
+
+
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
     toy = Toy(out=tmp_path, data=("a", "b"), size=4)
     save(toy, tmp_path / "toy.yaml")

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "stablerep"
 
-BASE = {"atomic", "prompts", "shards", "config", "runlog", "distributed"}
+BASE = {"atomic", "prompts", "templates", "shards", "config", "runlog", "distributed"}
 LOW = BASE | {"native", "ops"}
 PARTS = LOW | {"data", "models"}
 # Room -> the rooms it may import. stablerep/__init__.py is the public face and hands on names of all of them.

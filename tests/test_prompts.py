@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stablerep.config import UserError
-from stablerep.prompts import read_prompts
+from stablerep.prompts import Prompt, read_prompts
 
 TEXTS = ["a photo of a cat", "", 'a "quoted", dog', "Zürich bei Nacht"]
 
@@ -64,6 +64,56 @@ def test_bad_files_are_one_line(tmp_path: Path, name: str, content: bytes, messa
     with pytest.raises(UserError, match=message) as error:
         read_prompts(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_columns_override_the_run_where_they_are_not_empty(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"p.{ending}"
+    rows: list[dict] = [
+        {"prompt": "a cat", "guidance_scale": 1.5, "negative_prompt": "a  dog", "seed": 2**62 + 1},
+        {"prompt": "a cow", "guidance_scale": None, "negative_prompt": None, "seed": None},
+        {"prompt": "a fox", "guidance_scale": 0.0, "negative_prompt": " ", "seed": 0},
+    ]
+    if ending == "csv":
+        words = [[str("" if value is None else value) for value in row.values()] for row in rows]
+        path.write_text("\n".join(",".join(row) for row in [list(rows[0]), *words]))
+    elif ending == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + '\n"a hen"\n')
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    cat, cow, fox = read_prompts(path)[:3]
+    assert cat == Prompt(0, "a cat", guidance_scale=1.5, negative_prompt="a dog", seed=2**62 + 1)
+    assert cow == Prompt(1, "a cow")
+    assert fox == Prompt(2, "a fox", guidance_scale=0.0, seed=0)
+
+
+def test_gaps_as_pandas_writes_them(tmp_path: Path) -> None:
+    nan = float("nan")
+    table = pa.table({"prompt": ["a", "b"], "seed": [7.0, nan], "guidance_scale": [nan, 3.0]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read_prompts(tmp_path / "p.parquet") == [Prompt(0, "a", seed=7), Prompt(1, "b", guidance_scale=3.0)]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("guidance_scale", "high", "prompt 1: guidance_scale must be .* got 'high'"),
+        ("guidance_scale", 101, "prompt 1: guidance_scale"),
+        ("guidance_scale", -0.5, "prompt 1: guidance_scale"),
+        ("guidance_scale", True, "prompt 1: guidance_scale"),
+        ("seed", 1.5, "prompt 1: seed must be a whole number"),
+        ("seed", -1, "prompt 1: seed"),
+        ("seed", 2**63, "prompt 1: seed"),
+        ("seed", 2.0**60, "prompt 1: seed"),
+        ("seed", "x", "prompt 1: seed .* got 'x'"),
+        ("seed", [1], "prompt 1: seed"),
+    ],
+)
+def test_a_bad_value_names_its_prompt(tmp_path: Path, column: str, value: object, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'"fine"\n{json.dumps({"prompt": "a cat", column: value})}\n')
+    with pytest.raises(UserError, match=message):
+        read_prompts(path)
 
 
 def test_missing_file() -> None:

@@ -9,7 +9,11 @@ from typing import Any
 from stablerep.config import UserError, check_choice
 
 ENGINES = ("torch",)
-SCHEDULERS = ("ddim", "dpmsolver++", "euler")
+FUSED_SCHEDULERS = ("ddim", "dpmsolver++", "euler")  # one kernel a step; the others are diffusers' own
+SCHEDULERS = (
+    *FUSED_SCHEDULERS, "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpmsolver_singlestep", "euler_ancestral", "heun",
+    "lcm", "lms", "pndm", "sde-dpmsolver++", "tcd", "unipc",
+)  # fmt: skip
 FORMATS = ("jpg", "png", "webp")
 
 
@@ -18,7 +22,8 @@ class GenerateConfig:
     """Paint K pictures of every prompt into shards."""
 
     prompts: Path
-    """File of prompts: .txt (one a line), .csv, .jsonl or .parquet (column prompt, caption or text)."""
+    """File of prompts: .txt (one a line), .csv, .jsonl or .parquet (column prompt, caption or text; columns
+    guidance_scale, negative_prompt and seed, where not empty, win over the run's own)."""
 
     out: Path
     """Folder for the shards. The same command again goes on where it stopped."""
@@ -26,20 +31,28 @@ class GenerateConfig:
     model: str = "default"
     """Diffusers pipeline of the Stable Diffusion 1.x/2.x kind: a folder, a hub name, or the embedded default."""
 
+    lora: tuple[str, ...] = ()
+    """PATH:WEIGHT of LoRA weights to add to the model: a safetensors file, or a folder as diffusers writes it."""
+
     engine: str = "torch"
     """What runs the UNet and the VAE decoder."""
 
     num_images_per_prompt: int = 10
     """K. The recipe's value; 4 is nearly as good."""
 
-    guidance_scale: float = 2.0
-    """Classifier-free guidance. The recipe's value: 7.5 looks better and trains worse."""
+    guidance_scale: float | tuple[float, ...] = 2.0
+    """Classifier-free guidance. The recipe's value: 7.5 looks better and trains worse. Several: a run of each, in
+    OUT/guidance_1, OUT/guidance_2 and so on."""
+
+    guidance_rescale: float = 0.0
+    """0 to 1: take back the contrast that strong guidance adds (Lin et al. 2023, who take 0.7)."""
 
     num_inference_steps: int = 50
     """Denoising steps; dpmsolver++ needs about 12."""
 
     scheduler: str = "ddim"
-    """ddim, dpmsolver++ (2M) or euler."""
+    """ddim, dpmsolver++ (2M) or euler, the fast ones; or ddpm, deis, dpm2, dpm2_ancestral, dpmsolver_singlestep,
+    euler_ancestral, heun, lcm, lms, pndm, sde-dpmsolver++, tcd, unipc."""
 
     negative_prompt: str = ""
     """What guidance leads away from."""
@@ -72,16 +85,32 @@ class GenerateConfig:
             _at_least_one("image_size", self.image_size)
         if self.num_images_per_prompt > 10_000:
             raise UserError(f"--num-images-per-prompt must be at most 10000, got {self.num_images_per_prompt}")
-        if not 0 <= self.guidance_scale <= 100:
-            raise UserError(f"--guidance-scale must be between 0 and 100, got {self.guidance_scale}")
+        self._check_guidance()
+        object.__setattr__(self, "lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora))
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"--guidance-rescale must be between 0 and 1, got {self.guidance_rescale}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed must be between 0 and 2^63 - 1, got {self.seed}")
+
+    def _check_guidance(self) -> None:
+        scales = (self.guidance_scale,) if isinstance(self.guidance_scale, int | float) else tuple(self.guidance_scale)
+        if not scales:
+            raise UserError("--guidance-scale needs a value, for instance 2")
+        for scale in scales:
+            if not 0 <= scale <= 100:
+                raise UserError(f"--guidance-scale must be between 0 and 100, got {scale}")
+            if scales.count(scale) > 1:
+                raise UserError(f"--guidance-scale names {scale:g} twice; each run of a sweep needs its own value")
+        given = tuple(float(scale) + 0.0 for scale in scales)  # 2, 2.0 and [2] are one run; so are 0 and -0
+        object.__setattr__(self, "guidance_scale", given if len(given) > 1 else given[0])
 
     def picture_fields(self) -> dict[str, Any]:
         """The fields that a picture's pixels depend on, besides the prompt and the weights."""
         names = ("engine", "guidance_scale", "num_inference_steps", "scheduler", "negative_prompt")
         more = ("image_size", "image_format", "seed", "num_images_per_prompt", "prompts_per_shard")
-        return {name: getattr(self, name) for name in (*names, *more)}
+        # What came later counts only where it is used: folders of earlier versions go on.
+        later = {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
+        return {name: getattr(self, name) for name in (*names, *more)} | later
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from stablerep import distributed, shards
+from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.diffusers_schedule import DiffusersSchedule, open_schedule
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.sampler import sample
-from stablerep.generate.schedule import Schedule, make_schedule
+from stablerep.generate.schedule import Schedule
+from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 from stablerep.runlog import progress
 
@@ -53,27 +57,48 @@ class GenerateSummary:
         return "; ".join([f"{self.images} images in {self.out} ({made})", *notes])
 
 
-def generate(config: GenerateConfig) -> GenerateSummary:
+@dataclass(frozen=True)
+class SweepSummary:
+    """What one call of generate() did with several guidance scales."""
+
+    runs: tuple[GenerateSummary, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.runs))
+
+
+def generate(config: GenerateConfig) -> GenerateSummary | SweepSummary:
     """Paint K pictures of every prompt into shards; whatever is already there is kept.
+
+    Several guidance scales make a run of each, in a folder of its own below out; then the result is a SweepSummary.
 
     Raises:
         UserError: bad prompts or model, or a folder that holds another run.
     """
     prompts = read_prompts(Path(config.prompts))
     with distributed.start(config.device) as device:
-        return _generate(config, prompts, open_pipeline(config.model, device), device)
+        pipeline = open_pipeline(config.model, device, config.lora)
+        runs = sweep.runs_of(config)
+        if len(runs) == 1:
+            return _generate(config, prompts, pipeline, device)
+        shared = _identity(config, prompts, pipeline)
+        for name in ("guidance_scale", "engine"):  # an engine that chooses itself has its name in dataset.json
+            del shared[name]
+        sweep.check_folder(Path(config.out), shared)
+        return SweepSummary(tuple(_generate(run, prompts, pipeline, device) for run in runs))
+
+
+def _identity(config: GenerateConfig, prompts: Sequence[Prompt], pipeline: Pipeline) -> dict[str, Any]:
+    """What makes a run this one and no other, as its dataset.json holds it."""
+    return {**config.picture_fields(), "prompts": _hash_prompts(prompts), "model": pipeline.weights_hash}
 
 
 def _generate(
     config: GenerateConfig, prompts: Sequence[Prompt], pipeline: Pipeline, device: torch.device
 ) -> GenerateSummary:
     out = Path(config.out)
-    schedule = make_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
-    identity = {
-        **config.picture_fields(),
-        "prompts": _hash_prompts(prompts),
-        "model": pipeline.weights_hash,
-    }
+    schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
+    identity = _identity(config, prompts, pipeline)
     shards.start_dataset(out, identity)
 
     blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]
@@ -108,31 +133,40 @@ def _generate(
 
 
 def _paint(
-    pipeline: Pipeline, schedule: Schedule, prompts: Sequence[Prompt], config: GenerateConfig
+    pipeline: Pipeline, schedule: Schedule | DiffusersSchedule, prompts: Sequence[Prompt], config: GenerateConfig
 ) -> Iterator[Tensor]:
     """Yield the pictures of these prompts in order, a batch [B, H, W, 3] uint8 on the host at a time."""
     k = config.num_images_per_prompt
     device = schedule.timesteps.device
     embeddings = pipeline.encode([prompt.text for prompt in prompts])
-    negative = pipeline.encode([config.negative_prompt])
+    settings = [settings_of(prompt, config) for prompt in prompts]
+    negative, negative_row = _encode_negatives(pipeline, [own.negative_prompt for own in settings])
     row = torch.arange(len(prompts)).repeat_interleave(k)
     prompt_ids = torch.tensor([prompt.id for prompt in prompts])[row]
     indices = torch.arange(k).repeat(len(prompts))
     engine = TorchEngine(pipeline)
     for take in torch.arange(len(row)).split(config.batch_size):
+        own = [settings[number] for number in row[take].tolist()]
         images = sample(
             engine,
             schedule,
             embeddings[row[take].to(device)],
-            negative,
+            negative[negative_row[row[take]].to(device)],
             prompt_ids[take],
             indices[take],
             latent_shape=pipeline.latent_shape,
-            guidance_scale=config.guidance_scale,
-            seed=config.seed,
+            guidance_scale=[each.guidance_scale for each in own],
+            seed=[each.seed for each in own],
+            guidance_rescale=config.guidance_rescale,
             image_size=config.image_size,
         )
         yield images.cpu()
+
+
+def _encode_negatives(pipeline: Pipeline, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Embeddings [N, T, D] of the different texts, and the row in them of each text [len(texts)] on the host."""
+    different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return pipeline.encode(list(different)), torch.tensor([different[text] for text in texts])
 
 
 def _write(
@@ -141,8 +175,7 @@ def _write(
     """Encode the pictures [P * K, H, W, 3] of one shard and write it."""
     k = config.num_images_per_prompt
     row: dict[str, Any] = {
-        "seed": config.seed,
-        "guidance_scale": config.guidance_scale,
+        "guidance_rescale": config.guidance_rescale,
         "num_inference_steps": config.num_inference_steps,
         "scheduler": config.scheduler,
         "model": weights_hash,
@@ -150,15 +183,19 @@ def _write(
         "width": images.shape[2],
         "height": images.shape[1],
     }
-    samples = [
-        shards.Sample(
-            prompt_id=prompt.id,
-            prompt=prompt.text,
-            ending=config.image_format,
-            pictures=[shards.Picture(i, _encode(images[p * k + i], config.image_format), row) for i in range(k)],
+    samples = []
+    for p, prompt in enumerate(prompts):
+        own = asdict(settings_of(prompt, config))
+        encoded = [_encode(images[p * k + i], config.image_format) for i in range(k)]
+        samples.append(
+            shards.Sample(
+                prompt_id=prompt.id,
+                prompt=prompt.text,
+                ending=config.image_format,
+                pictures=[shards.Picture(i, data, own | row) for i, data in enumerate(encoded)],
+                settings=own,
+            )
         )
-        for p, prompt in enumerate(prompts)
-    ]
     shards.write_shard(out, shard, samples)
 
 
@@ -171,4 +208,8 @@ def _encode(image: Tensor, image_format: str) -> bytes:
 
 
 def _hash_prompts(prompts: Sequence[Prompt]) -> str:
-    return hashlib.sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join(prompt.text for prompt in prompts).encode())
+    own = [(prompt.guidance_scale, prompt.negative_prompt, prompt.seed) for prompt in prompts]
+    if any(value is not None for values in own for value in values):
+        digest.update(b"\0" + json.dumps(own).encode())
+    return digest.hexdigest()[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stablerep.config import UserError
+from stablerep.generate.lora import fuse_lora
 
 PACKAGE = Path(__file__).parent.parent
 # In a wheel the folder lies in the package, in a source checkout with the script that trained it.
@@ -67,11 +69,14 @@ def default_generator() -> Path:
     raise UserError("--model default: its folder is missing from this installation; reinstall stablerep")
 
 
-def open_pipeline(model: str, device: torch.device) -> Pipeline:
+def open_pipeline(model: str, device: torch.device, loras: Sequence[str] = ()) -> Pipeline:
     """Open a pipeline folder, a hub name or "default"; half precision on CUDA, single on the CPU.
 
+    Args:
+        loras: PATH:WEIGHT each, added to the weights; the weights' hash then is another.
+
     Raises:
-        UserError: nothing there, or a pipeline of another kind than Stable Diffusion 1.x/2.x.
+        UserError: nothing there, a pipeline of another kind than Stable Diffusion 1.x/2.x, or a LoRA that does not fit.
     """
     for library in (diffusers_logging, transformers_logging):  # their bars would break ours
         library.set_verbosity_error()
@@ -92,6 +97,11 @@ def open_pipeline(model: str, device: torch.device) -> Pipeline:
         raise UserError(
             f"--model {model} is not a Stable Diffusion 1.x/2.x pipeline of safetensors: {reason}"
         ) from error
+    weights_hash = _hash_files(folder)
+    if loras:
+        modules = {name: part for name, part in parts.components.items() if isinstance(part, torch.nn.Module)}
+        digests = [fuse_lora(modules, lora) for lora in loras]
+        weights_hash = hashlib.sha256("\n".join([weights_hash, *digests]).encode()).hexdigest()[:12]
     parts.to(device)
     for module in (parts.unet, parts.vae, parts.text_encoder):
         module.eval().requires_grad_(False)
@@ -103,7 +113,7 @@ def open_pipeline(model: str, device: torch.device) -> Pipeline:
         unet=parts.unet,
         vae=parts.vae,
         scheduler_config=dict(parts.scheduler.config),
-        weights_hash=_hash_files(folder),
+        weights_hash=weights_hash,
     )
 
 

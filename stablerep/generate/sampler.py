@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from stablerep import ops
+from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.engines import Engine
+from stablerep.generate.guidance import guide
+from stablerep.generate.noise import picture_noise
 from stablerep.generate.schedule import Schedule
 
 
 @torch.inference_mode()
 def sample(
     engine: Engine,
-    schedule: Schedule,
+    schedule: Schedule | DiffusersSchedule,
     text: Tensor,  # [B, T, D]
-    negative_text: Tensor,  # [1, T, D]
+    negative_text: Tensor,  # [1, T, D] or [B, T, D]
     prompt_ids: Tensor,  # [B] int64
     indices: Tensor,  # [B] int64, which picture of its prompt
     *,
     latent_shape: tuple[int, int, int],
-    guidance_scale: float,
-    seed: int,
+    guidance_scale: float | Sequence[float],  # one, or [B]
+    seed: int | Sequence[int],  # one, or [B]
+    guidance_rescale: float = 0.0,
     image_size: int | None = None,
 ) -> Tensor:  # [B, H, W, 3] uint8 on the device of text
     """Paint one batch. A picture depends on (seed, prompt id, index), not on its neighbours in the batch.
 
-    Guidance (Ho and Salimans 2022) runs as one batch of two; at scale 1 the unguided half is left out.
+    Guidance (Ho and Salimans 2022) runs as one batch of two; where every scale is 1 the unguided half is left out.
     """
+
     # Latents stay float32 through the loop, whatever the UNet computes in: their rounding would be most of the error.
-    latents = ops.philox_normal(seed, prompt_ids, indices, latent_shape, device=text.device) * schedule.init_scale
-    guided = guidance_scale != 1
-    if guided:
-        text = torch.cat([negative_text.expand_as(text), text])
-    scale = torch.full((), guidance_scale, device=text.device)
-    x0 = latents  # the first row of a table does not read it
-    for step, timestep in zip(schedule.steps, schedule.timesteps, strict=True):
+    def draw(number: int) -> Tensor:
+        return picture_noise(seed, prompt_ids, indices, latent_shape, text.device, draw=number)
+
+    guided = is_guided(guidance_scale)
+    scale = _scales(guidance_scale, len(text), text.device)
+    told_text = torch.cat([negative_text.expand_as(text), text]) if guided else text
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         told = latents.to(text.dtype)
-        output = engine.unet(torch.cat([told, told]) if guided else told, timestep, text)
-        latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
+        return engine.unet(torch.cat([told, told]) if guided else told, timestep, told_text)
+
+    latents = draw(0) * schedule.init_scale
+    if isinstance(schedule, DiffusersSchedule):
+
+        def guided_prediction(latents: Tensor, timestep: Tensor) -> Tensor:
+            output = predict(latents, timestep)
+            return guide(output, scale, guidance_rescale) if guided else output.float()
+
+        latents = schedule.denoise(guided_prediction, latents, draw)
+    else:
+        x0 = latents  # the first row of a table does not read it
+        for step, timestep in zip(schedule.steps, schedule.timesteps, strict=True):
+            output = predict(latents, timestep)
+            if guided and guidance_rescale:
+                output = guide(output, scale, guidance_rescale)  # [B, ...]: the fused step has no more to guide
+            latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
     return ops.to_pixels(engine.decode(latents.to(text.dtype)), image_size)
+
+
+def is_guided(guidance_scale: float | Sequence[float]) -> bool:
+    """Whether any picture of a batch needs the unguided half: known on the host, so that nothing waits."""
+    return any(
+        scale != 1 for scale in ([guidance_scale] if isinstance(guidance_scale, int | float) else guidance_scale)
+    )
+
+
+def _scales(guidance_scale: float | Sequence[float], batch: int, device: torch.device) -> Tensor:  # [B] float32
+    if isinstance(guidance_scale, int | float):
+        return torch.full((batch,), guidance_scale, device=device, dtype=torch.float32)
+    if len(set(guidance_scale)) == 1:  # filled on the device: no copy
+        return torch.full((batch,), guidance_scale[0], device=device, dtype=torch.float32)
+    return torch.tensor(guidance_scale, dtype=torch.float32).to(device, non_blocking=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stablerep import ops
-from stablerep.generate.config import SCHEDULERS
+from stablerep.generate.config import FUSED_SCHEDULERS
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, default_generator
 from stablerep.generate.sampler import sample
@@ -47,7 +47,7 @@ def paint(pipeline: Pipeline, prompt_ids: list[int], indices: list[int], **chang
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0, 7.5])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", FUSED_SCHEDULERS)
 def test_equals_the_plain_diffusers_pipeline(pipeline: Pipeline, name: str, guidance_scale: float) -> None:
     theirs = StableDiffusionPipeline.from_pretrained(default_generator(), dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
@@ -90,7 +90,7 @@ class Waits(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", FUSED_SCHEDULERS)
 def test_painting_asks_the_device_nothing(pipeline: Pipeline, name: str) -> None:
     class Asking(TorchEngine):
         def unet(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stablerep import ops
 from stablerep.config import UserError
-from stablerep.generate.config import SCHEDULERS
+from stablerep.generate.config import FUSED_SCHEDULERS
 from stablerep.generate.schedule import make_schedule
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def assert_equals_diffusers(name: str, config: dict[str, Any], steps: int) -> No
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", FUSED_SCHEDULERS)
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 def test_every_step_equals_diffusers(name: str, prediction_type: str, spacing: str) -> None:
     config = SD15 | {"prediction_type": prediction_type, "timestep_spacing": spacing}
@@ -69,7 +69,7 @@ def test_every_step_equals_diffusers(name: str, prediction_type: str, spacing: s
         assert_equals_diffusers(name, config, steps)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", FUSED_SCHEDULERS)
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize(
     "changes",
@@ -112,7 +112,7 @@ def whole_loop(schedule: Any, noise: Tensor) -> Tensor:
     return latents
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", FUSED_SCHEDULERS)
 def test_a_whole_loop_equals_diffusers(name: str) -> None:
     config = SD15 | {"timestep_spacing": "leading", "prediction_type": "v_prediction"}
     theirs = diffusers_scheduler(name, config, 20)

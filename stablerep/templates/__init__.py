@@ -1,0 +1,4 @@
+"""Class lists to prompts, by templates with wildcards.
+
+Nothing is imported here, as in the other commands' packages.
+"""

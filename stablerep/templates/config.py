@@ -1,0 +1,40 @@
+"""What `stablerep-prompts` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stablerep.config import UserError
+
+ENDINGS = (".txt", ".csv", ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """Make prompts of a list of classes: equally many of each class and template, none twice."""
+
+    classes: Path
+    """Text file of classes, one a line: "ankle boot"."""
+
+    out: Path
+    """The prompts: .txt, or .csv or .jsonl with the class and the template beside each."""
+
+    template: tuple[str, ...] = ("concept", "concept_background", "concept_relation")
+    """concept, concept_background, concept_relation, or YAML files of your own (templates: [...], wildcards: {...})."""
+
+    num_prompts: int = 1000
+    """How many in all. More of them with the same seed begin with the same ones."""
+
+    seed: int = 0
+    """Another seed, other prompts."""
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 1:
+            raise UserError(f"--num-prompts must be at least 1, got {self.num_prompts}")
+        if not self.template:
+            raise UserError("--template needs a name, for instance concept_background")
+        if Path(self.out).suffix.lower() not in ENDINGS:
+            raise UserError(f"--out {self.out}: unknown ending; use one of {', '.join(ENDINGS)}")
+        names = (self.template,) if isinstance(self.template, str) else tuple(self.template)
+        object.__setattr__(self, "template", names)

@@ -1,0 +1,122 @@
+"""Class lists to prompts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stablerep import atomic
+from stablerep.config import UserError
+from stablerep.templates.config import PromptsConfig
+from stablerep.templates.grammar import Grammar, read_grammar
+
+# Up to here all numbers are shuffled; above, numbers are drawn and those seen before skipped, which needs no list.
+SHUFFLED = 1 << 16
+
+
+@dataclass(frozen=True)
+class ClassPrompt:
+    """One prompt and where it comes from."""
+
+    prompt: str
+    concept: str
+    template: str
+
+
+def write_prompts(config: PromptsConfig) -> str:
+    """Write the prompts of a class list; returns a line that says what was written.
+
+    Raises:
+        UserError: no classes, a bad template, or fewer different prompts than asked for.
+    """
+    classes = read_classes(Path(config.classes))
+    grammars = [read_grammar(name) for name in config.template]
+    prompts = list(itertools.islice(make_prompts(classes, grammars, config.seed), config.num_prompts))
+    if len(prompts) < config.num_prompts:
+        raise UserError(
+            f"--num-prompts {config.num_prompts} is more than the {len(prompts)} different prompts of these classes "
+            "and templates; lower it or add to either"
+        )
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(out, _lines(prompts, out.suffix.lower()))
+    return f"{len(prompts)} prompts of {len(classes)} classes in {out}"
+
+
+def read_classes(path: Path) -> list[str]:
+    """Classes, one a line; empty lines and repeated classes are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"--classes {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {path} cannot be read: {' '.join(str(error).split())}") from error
+    classes = list(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))
+    if not classes:
+        raise UserError(f"--classes {path} is empty; write one class a line")
+    return classes
+
+
+def make_prompts(classes: Sequence[str], grammars: Sequence[Grammar], seed: int) -> Iterator[ClassPrompt]:
+    """Different prompts without end until there are no more: one of each class, then the next of each, and so on.
+
+    A class takes its templates in turn. What is drawn for a class depends on the seed, the class and the template
+    alone, not on the other classes.
+    """
+    seen: set[str] = set()
+    turns = [_of_class(concept, grammars, seed, seen) for concept in classes]
+    while turns:
+        alive = []
+        for turn in turns:
+            if (prompt := next(turn, None)) is not None:
+                alive.append(turn)
+                yield prompt
+        turns = alive
+
+
+def _of_class(concept: str, grammars: Sequence[Grammar], seed: int, seen: set[str]) -> Iterator[ClassPrompt]:
+    draws = [(grammar, _draw(grammar, concept, seed)) for grammar in grammars]
+    while draws:
+        alive = []
+        for grammar, texts in draws:
+            text = next((text for text in texts if text not in seen), None)
+            if text is not None:
+                seen.add(text)
+                alive.append((grammar, texts))
+                yield ClassPrompt(text, concept, grammar.name)
+        draws = alive
+
+
+def _draw(grammar: Grammar, concept: str, seed: int) -> Iterator[str]:
+    """All texts of a concept in an order that the seed shuffles."""
+    generator = random.Random(f"{seed}\n{grammar.name}\n{concept}")
+    total = grammar.num_texts
+    if total <= SHUFFLED:
+        for number in generator.sample(range(total), total):
+            yield grammar.text(number, concept)
+        return
+    drawn: set[int] = set()
+    while len(drawn) < total:
+        number = generator.randrange(total)
+        if number not in drawn:
+            drawn.add(number)
+            yield grammar.text(number, concept)
+
+
+def _lines(prompts: Sequence[ClassPrompt], ending: str) -> str:
+    if ending == ".txt":
+        return "".join(prompt.prompt + "\n" for prompt in prompts)
+    rows = [{"prompt": each.prompt, "class": each.concept, "template": each.template} for each in prompts]
+    if ending == ".jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,136 @@
+"""Several guidance scales, and prompts that bring their own settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import stablerep
+from stablerep import cli
+from stablerep.config import UserError, parse
+from stablerep.generate.config import GenerateConfig
+from stablerep.generate.sweep import folder_name, runs_of
+from stablerep.shards import index_images
+
+FEW = {"num_images_per_prompt": 1, "num_inference_steps": 1, "prompts_per_shard": 2, "batch_size": 4}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_list_makes_a_run_of_each(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sweep = stablerep.generate(prompts=prompts, out=out, guidance_scale=[1, 2.5], **FEW)
+    assert [run.out.name for run in sweep.runs] == ["guidance_1", "guidance_2.5"]
+    assert [run.images_made for run in sweep.runs] == [4, 4]
+    assert str(sweep).count("4 images in") == 2
+    # Each is what a run of that value alone would be, byte for byte.
+    stablerep.generate(prompts=prompts, out=tmp_path / "one", guidance_scale=[2.5], **FEW)
+    assert digests(tmp_path / "one") == digests(out / "guidance_2.5")
+    assert {row["guidance_scale"] for row in pq.read_table(out / "guidance_1/000000.parquet").to_pylist()} == {1.0}
+    with pytest.raises(UserError, match=r"holds several runs; take one, for instance .*guidance_1"):
+        index_images(out)
+
+    whole = digests(out)
+    (out / "guidance_1/000001_stats.json").unlink()
+    (out / "guidance_2.5/000000.tar").write_bytes(b"half")
+    again = stablerep.generate(prompts=prompts, out=out, guidance_scale=[1, 2.5, 4], **FEW)
+    assert [run.images_made for run in again.runs] == [2, 2, 4]
+    assert {name: digest for name, digest in digests(out).items() if "guidance_4" not in name} == whole
+
+
+def test_another_run_in_the_folder_refuses_before_anything_is_painted(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stablerep.generate(prompts=prompts, out=out / "sweep", guidance_scale=[1, 2], **FEW)
+    stablerep.generate(prompts=prompts, out=out / "run", **FEW)
+    (out / "else").mkdir()
+    (out / "else/thesis.doc").write_text("dear")
+    before = digests(out)
+    for folder, changes, message in (
+        ("sweep", {"guidance_scale": [4, 8], "seed": 1}, r"guidance_1 holds another run: its --seed is 0, not 1"),
+        ("sweep", {"guidance_scale": 2}, "holds a sweep .guidance_1, guidance_2.; choose another --out"),
+        ("run", {"guidance_scale": [2, 4]}, "holds one run; choose another --out"),
+        ("else", {"guidance_scale": [2, 4]}, "thesis.doc"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stablerep.generate(prompts=prompts, out=out / folder, **FEW | changes)
+    assert digests(out) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--guidance-scale", "3"], 3.0),
+        (["--guidance-scale", "1", "2", "4"], (1.0, 2.0, 4.0)),
+        (["--guidance-scale", "1", "--guidance-scale", "2"], (1.0, 2.0)),
+        (["--config", "run.yaml"], (1.5, 7.0)),
+        (["--config", "run.yaml", "--guidance-scale", "2"], 2.0),
+    ],
+)
+def test_flags_and_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], expected: object) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("guidance_scale: [1.5, 7]\n")
+    config = parse(GenerateConfig, [*argv, "--prompts", "p.txt", "--out", "o"], "stablerep-gen")
+    assert config.guidance_scale == expected
+    scales = [run.guidance_scale for run in runs_of(config)]
+    assert scales == [expected] if isinstance(expected, float) else scales == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ([], "--guidance-scale needs a value"),
+        ([2, 2.0], "--guidance-scale names 2 twice"),
+        ([1, 200], "--guidance-scale must be between 0 and 100, got 200"),
+        ([1, float("nan")], "--guidance-scale must be between 0 and 100, got nan"),
+    ],
+)
+def test_scales_that_make_no_sweep(scales: list[float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GenerateConfig(prompts=Path("p.txt"), out=Path("o"), guidance_scale=scales)
+
+
+def test_folder_names_tell_scales_apart() -> None:
+    assert [folder_name(scale) for scale in (1.0, 2.5, 0.1 + 0.2)] == [
+        "guidance_1", "guidance_2.5", "guidance_0.30000000000000004",
+    ]  # fmt: skip
+
+
+def test_prompts_bring_their_own_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"prompt": "a photo of a bag"},
+        {"prompt": "a photo of a bag", "guidance_scale": 7.5, "negative_prompt": "a white bag", "seed": 9},
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    few = ["--num-images-per-prompt", "1", "--num-inference-steps", "2", "--seed", "3", "--negative-prompt", "a shirt"]
+    argv = ["--prompts", str(path), "--out", str(tmp_path / "out"), *few, "--image-format", "png"]
+    cli.gen(argv)
+    assert "2 images in" in capsys.readouterr().out
+    expected = [
+        {"seed": 3, "guidance_scale": 2.0, "negative_prompt": "a shirt"},
+        {"seed": 9, "guidance_scale": 7.5, "negative_prompt": "a white bag"},
+    ]
+    written = pq.read_table(tmp_path / "out/000000.parquet").to_pylist()
+    with tarfile.open(tmp_path / "out/000000.tar") as tar:
+        about = [json.loads(tar.extractfile(f"{number:09}.json").read()) for number in (0, 1)]
+    for number, values in enumerate(expected):
+        assert values.items() <= written[number].items()
+        assert values.items() <= about[number].items()
+    assert written[0]["sha256"] != written[1]["sha256"]
+
+    rows[1]["seed"] = 10  # the same texts, another run
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(SystemExit):
+        cli.gen(argv)
+    assert "--prompts" in capsys.readouterr().err
