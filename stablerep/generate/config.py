@@ -8,7 +8,7 @@ from typing import Any
 
 from stablerep.config import UserError, check_choice
 
-ENGINES = ("torch",)
+ENGINES = ("torch", "onnx", "trt", "auto")
 SCHEDULERS = ("ddim", "dpmsolver++")
 FORMATS = ("jpg", "png", "webp")
 
@@ -27,7 +27,10 @@ class GenerateConfig:
     """Diffusers pipeline of the Stable Diffusion 1.x/2.x kind: a folder, a hub name, or the embedded default."""
 
     engine: str = "torch"
-    """What runs the UNet and the VAE decoder."""
+    """What runs the UNet and the VAE decoder: torch, onnx, trt, or auto for the fastest that runs here."""
+
+    engine_dir: Path | None = None
+    """Folder of built engines; ~/.cache/stablerep/engines if not given."""
 
     num_images_per_prompt: int = 10
     """K. The recipe's value; 4 is nearly as good."""

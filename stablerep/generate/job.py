@@ -17,7 +17,9 @@ from torch import Tensor
 
 from stablerep import distributed, shards
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.engines.torch import TorchEngine
+from stablerep.generate.engines import Engine
+from stablerep.generate.engines.opening import open_engine
+from stablerep.generate.engines.store import store_at
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.sampler import sample
 from stablerep.generate.schedule import Schedule, make_schedule
@@ -69,8 +71,11 @@ def _generate(
 ) -> GenerateSummary:
     out = Path(config.out)
     schedule = make_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
+    store, guided = store_at(config.engine_dir), config.guidance_scale != 1
+    engine = open_engine(config.engine, pipeline, store, config.batch_size, guided=guided)
     identity = {
         **config.picture_fields(),
+        "engine": engine.name,
         "prompts": _hash_prompts(prompts),
         "model": pipeline.weights_hash,
     }
@@ -87,14 +92,14 @@ def _generate(
         writing: Future[None] | None = None
         for number in missing:
             pictures = []
-            for batch in _paint(pipeline, schedule, blocks[number], config):
+            for batch in _paint(pipeline, engine, schedule, blocks[number], config):
                 pictures.append(batch)
                 made += len(batch)
                 bar.update(before + made)
             if writing is not None:
                 writing.result()  # a full disk surfaces here, before more work is done
             painted = torch.cat(pictures)
-            writing = writer.submit(_write, out, number, blocks[number], painted, config, identity["model"])
+            writing = writer.submit(_write, out, number, blocks[number], painted, config, identity)
         if writing is not None:
             writing.result()
     return GenerateSummary(
@@ -108,7 +113,7 @@ def _generate(
 
 
 def _paint(
-    pipeline: Pipeline, schedule: Schedule, prompts: Sequence[Prompt], config: GenerateConfig
+    pipeline: Pipeline, engine: Engine, schedule: Schedule, prompts: Sequence[Prompt], config: GenerateConfig
 ) -> Iterator[Tensor]:
     """Yield the pictures of these prompts in order, a batch [B, H, W, 3] uint8 on the host at a time."""
     k = config.num_images_per_prompt
@@ -118,7 +123,6 @@ def _paint(
     row = torch.arange(len(prompts)).repeat_interleave(k)
     prompt_ids = torch.tensor([prompt.id for prompt in prompts])[row]
     indices = torch.arange(k).repeat(len(prompts))
-    engine = TorchEngine(pipeline)
     for take in torch.arange(len(row)).split(config.batch_size):
         images = sample(
             engine,
@@ -136,7 +140,7 @@ def _paint(
 
 
 def _write(
-    out: Path, shard: int, prompts: Sequence[Prompt], images: Tensor, config: GenerateConfig, weights_hash: str
+    out: Path, shard: int, prompts: Sequence[Prompt], images: Tensor, config: GenerateConfig, identity: dict[str, Any]
 ) -> None:
     """Encode the pictures [P * K, H, W, 3] of one shard and write it."""
     k = config.num_images_per_prompt
@@ -145,8 +149,8 @@ def _write(
         "guidance_scale": config.guidance_scale,
         "num_inference_steps": config.num_inference_steps,
         "scheduler": config.scheduler,
-        "model": weights_hash,
-        "engine": config.engine,
+        "model": identity["model"],
+        "engine": identity["engine"],
         "width": images.shape[2],
         "height": images.shape[1],
     }
