@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class Runner:
             self._on_stream(inputs, output)
             return output
         starts = [rows * block // self._blocks for block in range(self._blocks + 1)]
-        blocks = [slice(start, end) for start, end in zip(starts, starts[1:], strict=False)]
+        blocks = [slice(start, end) for start, end in itertools.pairwise(starts)]
         running = [self._pool.submit(self._run, _block(inputs, block), output[block]) for block in blocks]
         for block_done in running:
             block_done.result()
@@ -146,7 +147,5 @@ def _open(graph: Path, device: torch.device, threads: int) -> Any:
     session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
     wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if session.get_providers()[0] != wanted:  # it would go on with the CPU without a word
-        raise UserError(
-            f"--engine onnx: ONNX Runtime could not start {wanted}; is the CUDA of its wheel on this machine?"
-        )
+        raise UserError(f"--engine onnx: ONNX Runtime could not start {wanted}; does its wheel match this CUDA?")
     return session

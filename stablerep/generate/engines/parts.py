@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from stablerep import ops
@@ -27,6 +29,7 @@ class Part:
 
     name: str
     module: nn.Module
+    config: dict[str, Any]  # diffusers' own
     row_shapes: dict[str, tuple[int, ...]]  # of one row; () is the timestep, one number for all rows
     dtype: torch.dtype
     device: torch.device
@@ -62,7 +65,7 @@ class Part:
 
     def graph_digest(self) -> str:
         """Sixteen hex digits over what decides the graph besides our exporter's version and the libraries'."""
-        config = {name: value for name, value in dict(self.module.config).items() if not name.startswith("_")}
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
         text = json.dumps([self.name, config, self.row_shapes], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -77,16 +80,16 @@ def parts_of(pipeline: Pipeline) -> dict[str, Part]:
         width = unet.config.projection_class_embeddings_input_dim - ids * unet.config.addition_time_embed_dim
         shapes |= {"text_embeds": (width,), "time_ids": (ids,)}
     where = {"dtype": unet.dtype, "device": unet.device}
+    vae = pipeline.vae
     return {
-        "unet": Part("unet", _Unet(unet).eval(), shapes, tokens=tokens, **where),
-        "vae_decoder": Part("vae_decoder", _Decoder(pipeline.vae).eval(), {"latents": latent}, **where),
+        "unet": Part("unet", _Unet(unet).eval(), dict(unet.config), shapes, tokens=tokens, **where),
+        "vae_decoder": Part("vae_decoder", _Decoder(vae).eval(), dict(vae.config), {"latents": latent}, **where),
     }
 
 
 class _Unet(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        self.config = unet.config
         self.unet = unet
 
     def forward(
@@ -104,12 +107,12 @@ class _Unet(nn.Module):
 class _Decoder(nn.Module):
     """Only what decoding needs: the encoder half of the VAE is neither exported nor part of the identity."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.config = vae.config
+        self.scaling_factor: float = vae.config.scaling_factor
         self.decoder = vae.decoder
         self.post_quant_conv = vae.post_quant_conv
 
     def forward(self, latents: Tensor) -> Tensor:
-        latents = latents / self.config.scaling_factor
+        latents = latents / self.scaling_factor
         return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))

@@ -146,7 +146,7 @@ class Runner:
 def _compile(part: Part, graph: Path, most_rows: int) -> Any:
     trt = _library()
     builder = trt.Builder(_logger())
-    # The dtype is in the graph; strongly typed, TensorRT computes in it and in no other. TensorRT 11 knows nothing else.
+    # The dtype is in the graph; strongly typed, TensorRT computes in it and no other. TensorRT 11 knows nothing else.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, _logger())
@@ -212,7 +212,7 @@ def _library() -> Any:
 def _logger() -> Any:
     trt = _library()
 
-    class Lines(trt.ILogger):
+    class Lines(trt.ILogger):  # type: ignore[name-defined]
         """TensorRT's lines in our log; the last error is kept, since its calls return None without a word."""
 
         last_error = "it gives no reason"

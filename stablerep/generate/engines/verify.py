@@ -15,8 +15,8 @@ from stablerep.generate.engines.parts import Part
 
 Run = Callable[[dict[str, Tensor]], Tensor]
 
-# dtype -> least cosine of a row, largest error as a share of the largest number in the reference. Two orders of the same
-# sums differ by (embedded default) 2e-6 in fp32; half precisions by what their mantissas lose over a UNet's depth.
+# dtype -> least cosine of a row, largest error as a share of the largest number in the reference. Two orders of the
+# same sums differ by 2e-6 in fp32 (embedded default); half precisions by what their mantissas lose over the depth.
 BOUNDS = {"fp32": (0.99999, 1e-3), "fp16": (0.999, 0.05), "bf16": (0.99, 0.2)}
 TIMED_RUNS = 5
 MOST_NUMBERS = {"cpu": 1 << 16, "cuda": 1 << 20}  # of latents at once: 4 and 64 rows of Stable Diffusion 1.5 at 512
