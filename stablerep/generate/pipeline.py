@@ -67,8 +67,8 @@ def default_generator() -> Path:
     raise UserError("--model default: its folder is missing from this installation; reinstall stablerep")
 
 
-def open_pipeline(model: str, device: torch.device) -> Pipeline:
-    """Open a pipeline folder, a hub name or "default"; half precision on CUDA, single on the CPU.
+def open_pipeline(model: str, device: torch.device, dtype: torch.dtype | None = None) -> Pipeline:
+    """Open a pipeline folder, a hub name or "default"; without a dtype half precision on CUDA, single on the CPU.
 
     Raises:
         UserError: nothing there, or a pipeline of another kind than Stable Diffusion 1.x/2.x.
@@ -77,7 +77,8 @@ def open_pipeline(model: str, device: torch.device) -> Pipeline:
         library.set_verbosity_error()
         library.disable_progress_bar()
     folder = _folder(model)
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    if dtype is None:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         parts = StableDiffusionPipeline.from_pretrained(
             folder,

@@ -47,12 +47,17 @@ def version() -> str:
     return f"onnxruntime {onnxruntime.__version__}"
 
 
+def builder() -> str:
+    """What made a graph that is made here."""
+    return export.exporter()
+
+
 def recipe(part: Part, most_rows: int) -> Recipe:
     """A graph serves any number of rows, on any device, in any ONNX Runtime."""
     return Recipe(
         part=part.name,
         engine="onnx",
-        builder=export.exporter(),
+        builder=builder(),
         weights=part.weights_digest(),
         graph=part.graph_digest(),
         dtype=parts.dtype_name(part.dtype),

@@ -73,9 +73,7 @@ def open_part(kind: str, part: Part, store: Store, rows: int) -> tuple[Run, Entr
             return load(backend, part, entry, rows)
         except Unusable as reason:
             log.warning("engine %s cannot be used: %s; building it anew", entry.folder.name, reason)
-            with store.lock(recipe):
-                if store.find(recipe) == entry:  # and not what another process has built by now
-                    store.remove(entry.folder)
+            store.discard(entry)
     entry = build_part(kind, part, store, rows)
     try:
         return load(backend, part, entry, rows)
@@ -89,7 +87,7 @@ def build_part(kind: str, part: Part, store: Store, rows: int) -> Entry:
     if reason := backend.why_not_build():
         raise UserError(f"--engine {kind} cannot be built: {reason}")
     recipe = backend.recipe(part, rows)
-    with store.lock(recipe):
+    with store.lock(recipe.name):
         entry = store.find(recipe)
         if entry is not None and (damage := entry.damage(thorough=True)) is None:
             return entry

@@ -117,7 +117,7 @@ class Store:
         return min(fits, key=lambda entry: entry.recipe.most_rows or 0, default=None)
 
     def build(self, recipe: Recipe, make: Callable[[Path], None]) -> Entry:
-        """Have `make(folder)` write some of FILES and take them in. The caller holds `lock(recipe)`."""
+        """Have `make(folder)` write some of FILES and take them in. The caller holds `lock(recipe.name)`."""
         partial = self.folder / f".{recipe.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)  # a builder was killed here
         partial.mkdir(parents=True)
@@ -146,20 +146,37 @@ class Store:
             os.replace(folder, away)
             shutil.rmtree(away)
 
+    def discard(self, entry: Entry | Broken) -> None:
+        """Remove an engine, unless another process has put a new one in its place."""
+        with self.lock(entry.folder.name):
+            if entry in self.entries():
+                self.remove(entry.folder)
+
+    def remove_left_behind(self) -> list[str]:
+        """Remove what builders left that were killed; returns the engines they worked at."""
+        names = []
+        for path in self.folder.glob(".*.*"):
+            name, _, ending = path.name[1:].rpartition(".")
+            if ending in ("partial", "removed"):
+                with self.lock(name):  # one that is alive is waited for
+                    shutil.rmtree(path, ignore_errors=True)
+                names.append(name)
+        return names
+
     @contextlib.contextmanager
-    def lock(self, recipe: Recipe) -> Iterator[None]:
-        """One builder of a recipe at a time, over all processes of a machine; a killed one lets go."""
+    def lock(self, name: str) -> Iterator[None]:
+        """One builder of an engine at a time, over all processes of a machine; a killed one lets go."""
         folder = self.folder / ".locks"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = os.open(folder / recipe.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise UserError(f"--engine-dir {self.folder} cannot be written: {error.strerror}") from error
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("another process builds %s; waiting for it", recipe.name)
+                log.info("another process builds %s; waiting for it", name)
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
         finally:

@@ -34,7 +34,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     if reason := _why_not_import():
         return reason
     if device.type != "cuda":
-        return "TensorRT needs a CUDA GPU; there --engine onnx is the fast one"
+        return "TensorRT needs a CUDA GPU; use --engine onnx or torch"
     major, minor = torch.cuda.get_device_capability(device)
     if _is_rtx() and not hasattr(_library().ComputeCapability, f"SM{major}{minor}"):
         name = torch.cuda.get_device_name(device)
@@ -55,6 +55,11 @@ def version() -> str:
     return f"{_library().__name__} {_library().__version__}"
 
 
+def builder() -> str:
+    """What made a plan that is made here."""
+    return f"{version()}, {export.exporter()}"
+
+
 def recipe(part: Part, most_rows: int) -> Recipe:
     """A plan of TensorRT belongs to one kind of GPU; one of TensorRT-RTX is finished on the GPU it meets."""
     gpu, capability = "any", "any"
@@ -64,7 +69,7 @@ def recipe(part: Part, most_rows: int) -> Recipe:
     return Recipe(
         part=part.name,
         engine="trt",
-        builder=f"{version()}, {export.exporter()}",
+        builder=builder(),
         weights=part.weights_digest(),
         graph=part.graph_digest(),
         dtype=parts.dtype_name(part.dtype),
