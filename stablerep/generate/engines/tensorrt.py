@@ -91,9 +91,7 @@ def build(part: Part, most_rows: int, folder: Path) -> None:
         plan = _compile(part, Path(graphs) / export.GRAPH_FILE, most_rows)
     weights = sum(weight.nbytes for weight in part.module.parameters())
     if plan.nbytes < 0.9 * weights:
-        raise UserError(
-            f"TensorRT stored {part.name} in {plan.nbytes} bytes: less than its weights in the dtype asked for"
-        )
+        raise UserError(f"TensorRT kept {part.name} in {plan.nbytes} bytes, too few for weights in the dtype asked for")
     with (folder / PLAN_FILE).open("wb") as file:
         file.write(plan)
 

@@ -36,11 +36,14 @@ def verify(part: Part, run: Run, rows: int) -> dict[str, Any]:
         if got.shape != expected.shape or got.dtype != expected.dtype:
             reason = f"gives {got.dtype} {list(got.shape)}, torch {expected.dtype} {list(expected.shape)}"
             return {"ok": False, "reason": reason}
+        for values, whose in ((got, "it"), (expected, "torch itself")):
+            if not values.isfinite().all():
+                return {"ok": False, "reason": f"{whose} gives numbers that are not finite in {values.dtype}"}
         cosine = min(cosine, _cosine(got, expected))
         error = max(error, _error(got, expected))
     least, most = BOUNDS[parts.dtype_name(part.dtype)]
     result: dict[str, Any] = {"cosine": round(cosine, 7), "max_error": float(f"{error:.3g}"), "rows": rows}
-    if not (cosine >= least and error <= most):  # also where one is not a number
+    if cosine < least or error > most:
         reason = f"differs from torch: cosine {cosine:.5f} (at least {least}), error {error:.3g} (at most {most})"
         return result | {"ok": False, "reason": reason}
     torch_ms, engine_ms = _milliseconds(part.device, (lambda: part.reference(inputs), lambda: run(inputs)))
@@ -53,7 +56,8 @@ def _cosine(got: Tensor, expected: Tensor) -> float:
 
 
 def _error(got: Tensor, expected: Tensor) -> float:
-    return ((got.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+    difference = (got.double() - expected.double()).abs().max()
+    return (difference / expected.double().abs().max().clamp_min(1e-12)).item()
 
 
 def _milliseconds(device: torch.device, runs: tuple[Callable[[], Tensor], ...]) -> list[float]:
