@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stablerep.config import UserError
-from stablerep.generate.engines import export, parts
+from stablerep.generate.engines import export, forms, parts
 from stablerep.generate.engines.parts import Part
 from stablerep.generate.engines.store import Recipe
 
@@ -62,6 +62,7 @@ def recipe(part: Part, most_rows: int) -> Recipe:
         graph=part.graph_digest(),
         dtype=parts.dtype_name(part.dtype),
         most_rows=None,
+        flags=(forms.VERSION,),
     )
 
 
@@ -72,7 +73,8 @@ def why_not_build() -> str | None:
 
 def build(part: Part, most_rows: int, folder: Path) -> None:
     """Write the graph and its weights."""
-    export.export(part, folder)
+    with forms.onnxruntime_forms(part.module):
+        export.export(part, folder)
 
 
 class Runner:
