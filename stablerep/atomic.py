@@ -18,8 +18,13 @@ def write(path: Path, data: bytes | str) -> None:
         partial.unlink(missing_ok=True)  # a full disk: give back what the half file took
         raise
     os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put what was renamed into a folder on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

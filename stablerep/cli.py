@@ -5,11 +5,17 @@ The flags are read before the work is imported: diffusers and its like take seco
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
+import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from stablerep.config import UserError, parse
+from stablerep.config import UserError, check_choice, parse
 
 MENDS = {
     errno.ENOSPC: "free some space and run the same command to go on; nothing finished is lost",
@@ -25,7 +31,7 @@ def gen(argv: Sequence[str] | None = None) -> None:
     def run(argv: Sequence[str]) -> None:
         from stablerep.generate.config import GenerateConfig
 
-        config = parse(GenerateConfig, argv, "stablerep-gen")
+        config = _with_engine_dir(parse(GenerateConfig, argv, "stablerep-gen"))
         from stablerep.generate.job import generate
 
         print(generate(config))
@@ -77,6 +83,27 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     _command("stablerep-eval", run, argv)
 
 
+def engine(argv: Sequence[str] | None = None) -> None:
+    """stablerep-engine build | list | verify | prune"""
+
+    def run(argv: Sequence[str]) -> None:
+        from stablerep.generate.engines.config import COMMANDS
+
+        verb, *rest = argv or ["--help"]
+        if verb in ("-h", "--help"):
+            print("usage: stablerep-engine build | list | verify | prune [--help]\n")
+            print("\n".join(f"  {name:8}{(cls.__doc__ or '').strip()}" for name, cls in COMMANDS.items()))
+            return
+        check_choice("stablerep-engine", verb, COMMANDS)
+        config = _with_engine_dir(parse(COMMANDS[verb], rest, f"stablerep-engine {verb}"))
+        from stablerep.generate.engines.manage import RUN
+
+        for line in RUN[verb](config):
+            print(line, flush=True)
+
+    _command("stablerep-engine", run, argv)
+
+
 def doctor(argv: Sequence[str] | None = None) -> None:
     """stablerep-doctor"""
 
@@ -88,9 +115,32 @@ def doctor(argv: Sequence[str] | None = None) -> None:
     _command("stablerep-doctor", run, argv)
 
 
+def _with_engine_dir(config: Any) -> Any:
+    """The config with the cache folder of the XDG convention, where none is given and the user has moved it."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    if config.engine_dir is not None or not cache:
+        return config
+    return dataclasses.replace(config, engine_dir=Path(cache) / "stablerep/engines")
+
+
+@contextlib.contextmanager
+def _spoken_log() -> Iterator[None]:
+    """What generating says of its choices and of long waits, on stderr."""
+    log, handler = logging.getLogger("stablerep.generate"), logging.StreamHandler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
 def _command(name: str, run: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> None:
     try:
-        run(sys.argv[1:] if argv is None else argv)
+        with _spoken_log():
+            run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         _stop(name, str(error))
     except OSError as error:

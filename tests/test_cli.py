@@ -53,6 +53,24 @@ def test_train_and_eval_refuse_in_one_line(tmp_path: Path, capsys: pytest.Captur
     assert "nowhere" in refused(cli.evaluate, argv, capsys)
 
 
+def test_engine_lists_and_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    cli.engine([])
+    assert "usage: stablerep-engine build | list | verify | prune" in capsys.readouterr().out
+    assert "did you mean build" in refused(cli.engine, ["bild"], capsys)
+    assert "--engine 'tensorrt' is unknown; did you mean trt" in refused(
+        cli.engine, ["build", "--engine", "tensorrt"], capsys
+    )
+    assert "--batch-size must be at least 1" in refused(cli.engine, ["build", "--batch-size", "0"], capsys)
+    assert "--dtype 'fp8' is unknown" in refused(cli.engine, ["build", "--dtype", "fp8"], capsys)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cli.engine(["list"])
+    assert f"0 engines, 0.0 MB, in {tmp_path / 'cache/stablerep/engines'}" in capsys.readouterr().out
+    cli.engine(["list", "--engine-dir", str(tmp_path / "other")])
+    assert f"in {tmp_path / 'other'}" in capsys.readouterr().out
+    cli.engine(["prune"])
+    assert "freed" in capsys.readouterr().out
+
+
 def test_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:
     cli.doctor([])
     assert "torch" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from typing import Any
 
 from stablerep.config import UserError, check_choice
 
-ENGINES = ("torch",)
+ENGINES = ("torch", "onnx", "trt", "auto")
 FUSED_SCHEDULERS = ("ddim", "dpmsolver++", "euler")  # one kernel a step; the others are diffusers' own
 SCHEDULERS = (
     *FUSED_SCHEDULERS, "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpmsolver_singlestep", "euler_ancestral", "heun",
@@ -35,7 +35,10 @@ class GenerateConfig:
     """PATH:WEIGHT of LoRA weights to add to the model: a safetensors file, or a folder as diffusers writes it."""
 
     engine: str = "torch"
-    """What runs the UNet and the VAE decoder."""
+    """What runs the UNet and the VAE decoder: torch, onnx, trt, or auto for the fastest that runs here."""
+
+    engine_dir: Path | None = None
+    """Folder of built engines; ~/.cache/stablerep/engines if not given."""
 
     num_images_per_prompt: int = 10
     """K. The recipe's value; 4 is nearly as good."""

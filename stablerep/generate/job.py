@@ -20,9 +20,11 @@ from stablerep import distributed, shards
 from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import DiffusersSchedule, open_schedule
-from stablerep.generate.engines.torch import TorchEngine
+from stablerep.generate.engines import Engine
+from stablerep.generate.engines.opening import open_engine
+from stablerep.generate.engines.store import store_at
 from stablerep.generate.pipeline import Pipeline, open_pipeline
-from stablerep.generate.sampler import sample
+from stablerep.generate.sampler import is_guided, sample
 from stablerep.generate.schedule import Schedule
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
@@ -98,7 +100,9 @@ def _generate(
 ) -> GenerateSummary:
     out = Path(config.out)
     schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
-    identity = _identity(config, prompts, pipeline)
+    guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
+    engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
+    identity = _identity(config, prompts, pipeline) | {"engine": engine.name}
     shards.start_dataset(out, identity)
 
     blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]
@@ -112,14 +116,14 @@ def _generate(
         writing: Future[None] | None = None
         for number in missing:
             pictures = []
-            for batch in _paint(pipeline, schedule, blocks[number], config):
+            for batch in _paint(pipeline, engine, schedule, blocks[number], config):
                 pictures.append(batch)
                 made += len(batch)
                 bar.update(before + made)
             if writing is not None:
                 writing.result()  # a full disk surfaces here, before more work is done
             painted = torch.cat(pictures)
-            writing = writer.submit(_write, out, number, blocks[number], painted, config, identity["model"])
+            writing = writer.submit(_write, out, number, blocks[number], painted, config, identity)
         if writing is not None:
             writing.result()
     return GenerateSummary(
@@ -133,7 +137,11 @@ def _generate(
 
 
 def _paint(
-    pipeline: Pipeline, schedule: Schedule | DiffusersSchedule, prompts: Sequence[Prompt], config: GenerateConfig
+    pipeline: Pipeline,
+    engine: Engine,
+    schedule: Schedule | DiffusersSchedule,
+    prompts: Sequence[Prompt],
+    config: GenerateConfig,
 ) -> Iterator[Tensor]:
     """Yield the pictures of these prompts in order, a batch [B, H, W, 3] uint8 on the host at a time."""
     k = config.num_images_per_prompt
@@ -144,7 +152,6 @@ def _paint(
     row = torch.arange(len(prompts)).repeat_interleave(k)
     prompt_ids = torch.tensor([prompt.id for prompt in prompts])[row]
     indices = torch.arange(k).repeat(len(prompts))
-    engine = TorchEngine(pipeline)
     for take in torch.arange(len(row)).split(config.batch_size):
         own = [settings[number] for number in row[take].tolist()]
         images = sample(
@@ -170,7 +177,7 @@ def _encode_negatives(pipeline: Pipeline, texts: Sequence[str]) -> tuple[Tensor,
 
 
 def _write(
-    out: Path, shard: int, prompts: Sequence[Prompt], images: Tensor, config: GenerateConfig, weights_hash: str
+    out: Path, shard: int, prompts: Sequence[Prompt], images: Tensor, config: GenerateConfig, identity: dict[str, Any]
 ) -> None:
     """Encode the pictures [P * K, H, W, 3] of one shard and write it."""
     k = config.num_images_per_prompt
@@ -178,8 +185,8 @@ def _write(
         "guidance_rescale": config.guidance_rescale,
         "num_inference_steps": config.num_inference_steps,
         "scheduler": config.scheduler,
-        "model": weights_hash,
-        "engine": config.engine,
+        "model": identity["model"],
+        "engine": identity["engine"],
         "width": images.shape[2],
         "height": images.shape[1],
     }

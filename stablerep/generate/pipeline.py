@@ -69,8 +69,10 @@ def default_generator() -> Path:
     raise UserError("--model default: its folder is missing from this installation; reinstall stablerep")
 
 
-def open_pipeline(model: str, device: torch.device, loras: Sequence[str] = ()) -> Pipeline:
-    """Open a pipeline folder, a hub name or "default"; half precision on CUDA, single on the CPU.
+def open_pipeline(
+    model: str, device: torch.device, loras: Sequence[str] = (), dtype: torch.dtype | None = None
+) -> Pipeline:
+    """Open a pipeline folder, a hub name or "default"; without a dtype half precision on CUDA, single on the CPU.
 
     Args:
         loras: PATH:WEIGHT each, added to the weights; the weights' hash then is another.
@@ -82,7 +84,8 @@ def open_pipeline(model: str, device: torch.device, loras: Sequence[str] = ()) -
         library.set_verbosity_error()
         library.disable_progress_bar()
     folder = _folder(model)
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    if dtype is None:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         parts = StableDiffusionPipeline.from_pretrained(
             folder,

@@ -1,0 +1,83 @@
+"""Painting a batch of the embedded default: our engines, and the plain diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from benchmarks.record import Bench
+from stablerep import ops
+from stablerep.config import UserError
+from stablerep.generate.engines import Engine
+from stablerep.generate.engines.opening import open_engine
+from stablerep.generate.engines.parts import parts_of
+from stablerep.generate.engines.store import Store
+from stablerep.generate.engines.torch import TorchEngine
+from stablerep.generate.pipeline import Pipeline, default_generator, open_pipeline
+from stablerep.generate.sampler import sample
+from stablerep.generate.schedule import make_schedule
+
+
+def engines(pipeline: Pipeline, store: Store, batch: int) -> dict[str, Engine]:
+    found: dict[str, Engine] = {"torch": TorchEngine(pipeline)}
+    for name in ("onnx", "trt"):
+        try:
+            found[name] = open_engine(name, pipeline, store, batch)
+        except UserError as error:
+            print(error)
+    return found
+
+
+@pytest.mark.parametrize("part_name", ["unet", "vae_decoder"])
+def test_a_part(bench: Bench, device: str, tmp_path_factory: pytest.TempPathFactory, part_name: str) -> None:
+    if bench.quick:
+        pytest.skip("test_a_batch runs both parts")
+    pipeline = open_pipeline("default", torch.device(device))
+    part = parts_of(pipeline)[part_name]
+    inputs = part.example(128 if part_name == "unet" else 64)
+    runs: dict[str, Callable[[], torch.Tensor]] = {"torch": lambda: part.reference(inputs)}
+    for name, engine in engines(pipeline, Store(tmp_path_factory.getbasetemp() / "engines"), 64).items():
+        if name != "torch":
+            run = engine.run_unet if part_name == "unet" else engine.run_decoder  # type: ignore[attr-defined]
+            runs[name] = lambda run=run: run(inputs)
+    expected = runs["torch"]()
+    for run in runs.values():
+        torch.testing.assert_close(run(), expected, rtol=0, atol=0.02)
+    bench.compare(f"engine part {part_name}, {len(inputs['latents'])} rows", device, runs)
+
+
+def test_a_batch(bench: Bench, device: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    batch, steps = (2, 2) if bench.quick else (64, 12)
+    where = torch.device(device)
+    pipeline = open_pipeline("default", where)
+    prompts = [f"a photo of a dark slim {garment}" for garment in ("sneaker", "bag")] * (batch // 2)
+    ids = torch.arange(batch, device=where)
+    schedule = make_schedule("dpmsolver++", pipeline.scheduler_config, steps, where)
+
+    def paint(engine: Engine) -> np.ndarray:
+        images = sample(
+            engine, schedule, pipeline.encode(prompts), pipeline.encode([""]), ids, torch.zeros_like(ids),
+            latent_shape=pipeline.latent_shape, guidance_scale=2.0, seed=1,
+        )  # fmt: skip
+        return images.cpu().numpy()
+
+    theirs = StableDiffusionPipeline.from_pretrained(default_generator(), dtype=pipeline.unet.dtype).to(where)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.scheduler = DPMSolverMultistepScheduler.from_config(theirs.scheduler.config)
+    noise = ops.philox_normal(1, ids, torch.zeros_like(ids), pipeline.latent_shape).to(pipeline.unet.dtype)
+
+    def diffusers() -> np.ndarray:
+        settings = {"num_inference_steps": steps, "guidance_scale": 2.0, "output_type": "np"}
+        return 255 * theirs(prompts, latents=noise, **settings).images
+
+    opened = engines(pipeline, Store(Path(tmp_path_factory.getbasetemp()) / "engines"), batch)
+    runs = {name: lambda engine=engine: paint(engine) for name, engine in opened.items()} | {"diffusers": diffusers}
+    expected = diffusers()
+    for run in runs.values():
+        assert np.abs(run() - expected).mean() < 1
+    bench.compare(f"engines {batch} pictures, {steps} steps", device, runs)

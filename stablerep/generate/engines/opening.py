@@ -1,0 +1,166 @@
+"""From --engine to an engine that runs: what is built is taken, what is not is built, nothing runs unverified."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stablerep.config import UserError
+from stablerep.generate.engines import Engine, onnx, tensorrt
+from stablerep.generate.engines.parts import Part, parts_of
+from stablerep.generate.engines.store import Entry, Store
+from stablerep.generate.engines.torch import TorchEngine
+from stablerep.generate.engines.verify import Run, verify
+from stablerep.generate.pipeline import Pipeline
+
+BACKENDS: dict[str, Any] = {"onnx": onnx, "trt": tensorrt}  # the modules are alike: why_not, recipe, build, Runner
+
+log = logging.getLogger("stablerep.generate")
+
+
+@dataclass(frozen=True)
+class CompiledEngine:
+    """A UNet and a VAE decoder that were compiled."""
+
+    name: str
+    run_unet: Run
+    run_decoder: Run
+
+    def unet(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, added: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        return self.run_unet({"latents": latents, "timestep": timestep.reshape(1), "text": text, **(added or {})})
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.run_decoder({"latents": latents})
+
+
+def open_engine(name: str, pipeline: Pipeline, store: Store, batch_size: int, *, guided: bool = True) -> Engine:
+    """The engine called `torch`, `onnx`, `trt` or `auto` for batches of up to batch_size pictures.
+
+    Builds what the store lacks and verifies what was not verified on this device. `auto` says what it took and why.
+
+    Raises:
+        UserError: the engine cannot run or be built here, or what was built is not what torch computes.
+    """
+    if name == "torch":
+        return TorchEngine(pipeline)
+    parts = parts_of(pipeline)
+    rows = rows_of(batch_size, guided)
+    if name == "auto":
+        return _auto(pipeline, parts, store, rows)
+    return _engine(name, {part: open_part(name, parts[part], store, rows[part]) for part in parts})
+
+
+def rows_of(batch_size: int, guided: bool) -> dict[str, int]:
+    """The most rows a part is given at once: guidance runs the UNet on two rows a picture."""
+    return {"unet": batch_size * (2 if guided else 1), "vae_decoder": batch_size}
+
+
+def open_part(kind: str, part: Part, store: Store, rows: int) -> tuple[Run, Entry]:
+    """One part, verified, from the store if it is there and works, else built."""
+    backend = BACKENDS[kind]
+    if reason := backend.why_not(part.device, part.dtype):
+        raise UserError(f"--engine {kind} cannot run: {reason}")
+    recipe = backend.recipe(part, rows)
+    if entry := store.find(recipe):
+        try:
+            return load(backend, part, entry, rows)
+        except Unusable as reason:
+            log.warning("engine %s cannot be used: %s; building it anew", entry.folder.name, reason)
+            store.discard(entry)
+    entry = build_part(kind, part, store, rows)
+    try:
+        return load(backend, part, entry, rows)
+    except Unusable as reason:
+        raise UserError(f"--engine {kind}: {part.name} was built and cannot be used: {reason}") from None
+
+
+def build_part(kind: str, part: Part, store: Store, rows: int) -> Entry:
+    """One part from the store, built if it is not there; two processes that want the same build it once."""
+    backend = BACKENDS[kind]
+    if reason := backend.why_not_build():
+        raise UserError(f"--engine {kind} cannot be built: {reason}")
+    recipe = backend.recipe(part, rows)
+    with store.lock(recipe.name):
+        entry = store.find(recipe)
+        if entry is not None and (damage := entry.damage(thorough=True)) is None:
+            return entry
+        if entry is not None:
+            log.warning("engine %s cannot be used: %s; building it anew", entry.folder.name, damage)
+            store.remove(entry.folder)
+        log.info("building %s: %s in %s for --engine %s, once; kept in %s",
+                 recipe.name, part.name, recipe.dtype, kind, store.folder)  # fmt: skip
+        return store.build(recipe, lambda folder: backend.build(part, rows, folder))
+
+
+class Unusable(Exception):
+    """Why an engine of the store cannot be used here."""
+
+
+def load(backend: Any, part: Part, entry: Entry, rows: int, *, verify_again: bool = False) -> tuple[Run, Entry]:
+    """Open one engine and see to it that it was verified on this device.
+
+    Raises:
+        Unusable: damaged, of another GPU or version, or not what torch computes.
+    """
+    if damage := entry.damage(thorough=True):
+        raise Unusable(damage)
+    try:
+        run = backend.Runner(entry.folder, part.dtype, part.device, rows)
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each library has its own kinds; each means that the file cannot be opened here
+        raise Unusable(" ".join(str(error).split())[:300]) from error
+    place = where(backend, part.device)
+    result = entry.verified.get(place)
+    if verify_again or result is None or not result["ok"]:
+        result = verify(part, run, rows)
+        try:
+            entry = entry.with_verified(place, result)
+        except OSError as error:  # a shared store, read-only for us: it is verified again next time
+            log.info("what verifying %s said cannot be kept: %s", entry.folder.name, error.strerror)
+    if not result["ok"]:
+        raise Unusable(result["reason"])
+    return run, entry
+
+
+def where(backend: Any, device: torch.device) -> str:
+    """What a verification holds for: a device and the library that ran there."""
+    return f"{device_name(device)}, {backend.version()}"
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _auto(pipeline: Pipeline, parts: dict[str, Part], store: Store, rows: dict[str, int]) -> Engine:
+    """TensorRT on CUDA, ONNX Runtime on the CPU, torch where those are missing, fail, or are slower."""
+    device = parts["unet"].device
+    kind = "trt" if device.type == "cuda" else "onnx"
+    backend = BACKENDS[kind]
+    reason = backend.why_not(device, parts["unet"].dtype)
+    if reason is None:
+        try:
+            opened = {name: open_part(kind, part, store, rows[name]) for name, part in parts.items()}
+        except UserError as error:
+            reason = str(error)
+        else:
+            found = opened["unet"][1].verified.get(where(backend, device), {})
+            ours, torchs = found.get("engine_ms", 0.0), found.get("torch_ms", 0.0)
+            times = f"{ours:g} ms for a UNet step of {found.get('rows')} rows, torch {torchs:g} ms"
+            if ours <= torchs:
+                log.info("engine auto on %s: %s, measured ahead (%s)", device_name(device), kind, times)
+                return _engine(kind, opened)
+            reason = f"{kind} was measured behind ({times})"
+    log.info("engine auto on %s: torch; %s", device_name(device), reason)
+    return TorchEngine(pipeline)
+
+
+def _engine(kind: str, opened: dict[str, tuple[Run, Entry]]) -> CompiledEngine:
+    return CompiledEngine(kind, opened["unet"][0], opened["vae_decoder"][0])

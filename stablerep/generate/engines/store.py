@@ -1,0 +1,235 @@
+"""The folder of built engines: one folder an engine, named by what it was made from, whole or not there.
+
+    unet-onnx-0123456789abcdef/
+        engine.json     what it was made from, how large its files are, what verifying it said
+        model.onnx      (or model.plan)
+    .locks/             a file a name; a builder holds its lock
+
+File names are ours; nothing that a file says is ever used as a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stablerep import atomic
+from stablerep.config import UserError, fingerprint
+
+DEFAULT_FOLDER = "~/.cache/stablerep/engines"
+RECORD = "engine.json"
+FILES = ("model.onnx", "model.onnx.data", "model.plan")
+FORMAT = 1
+
+log = logging.getLogger("stablerep.generate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything an engine is made from; equal recipes make interchangeable engines."""
+
+    part: str  # unet or vae_decoder
+    engine: str  # onnx or trt
+    builder: str  # exporter and compiler with their versions
+    weights: str  # digest of the weights, in dtype
+    graph: str  # digest of what decides the graph
+    dtype: str  # fp32, fp16 or bf16
+    most_rows: int | None  # shapes profile: 1 to this many rows, fastest at this many; None: any number
+    flags: tuple[str, ...] = ()
+    gpu: str = "any"
+    compute_capability: str = "any"
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}-{self.engine}-{fingerprint(dataclasses.asdict(self))}"
+
+    def serves(self, wanted: Recipe) -> bool:
+        """Whether an engine of this recipe can stand in: the same, but for room for more rows."""
+        same = dataclasses.replace(self, most_rows=wanted.most_rows) == wanted
+        return same and (self.most_rows is None or (wanted.most_rows or 0) <= self.most_rows)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One engine on the disk."""
+
+    folder: Path
+    recipe: Recipe
+    files: dict[str, dict[str, Any]]  # name -> bytes, sha256
+    built: str
+    build_seconds: float
+    verified: dict[str, dict[str, Any]]  # device -> what verify found there
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(file["bytes"]) for file in self.files.values())
+
+    def damage(self, *, thorough: bool) -> str | None:
+        """What is wrong with the files; thorough reads them whole."""
+        for name, file in self.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != file["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, not {file['bytes']}"
+            if thorough and _sha256(path) != file["sha256"]:
+                return f"{name} is damaged: its bytes are not those that were written"
+        return None
+
+    def with_verified(self, device: str, result: dict[str, Any]) -> Entry:
+        """The entry with what verifying it on a device said, on the disk too."""
+        entry = dataclasses.replace(self, verified=self.verified | {device: result})
+        atomic.write(self.folder / RECORD, _record(entry))
+        return entry
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A folder of the store that is no engine any more."""
+
+    folder: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Store:
+    folder: Path
+
+    def entries(self) -> list[Entry | Broken]:
+        """Whatever is there, by name."""
+        found = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [_read(path) for path in found if path.is_dir() and not path.name.startswith(".")]
+
+    def find(self, recipe: Recipe) -> Entry | None:
+        """The engine of a recipe, or one that serves it with the least room to spare."""
+        fits = [e for e in self.entries() if isinstance(e, Entry) and e.recipe.serves(recipe)]
+        return min(fits, key=lambda entry: entry.recipe.most_rows or 0, default=None)
+
+    def build(self, recipe: Recipe, make: Callable[[Path], None]) -> Entry:
+        """Have `make(folder)` write some of FILES and take them in. The caller holds `lock(recipe.name)`."""
+        partial = self.folder / f".{recipe.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # a builder was killed here
+        partial.mkdir(parents=True)
+        start = time.perf_counter()
+        try:
+            make(partial)
+            facts = {name: _fact(partial / name) for name in FILES if (partial / name).exists()}
+            built = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            final = self.folder / recipe.name
+            entry = Entry(final, recipe, facts, built, round(time.perf_counter() - start, 1), {})
+            atomic.write(partial / RECORD, _record(entry))
+            self.remove(final)
+            os.replace(partial, final)
+            atomic.sync_folder(self.folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk: give back what the half engine took
+            raise
+        return entry
+
+    def remove(self, folder: Path) -> None:
+        """Take an engine away; it is gone at once for everyone else, and then from the disk."""
+        assert folder.parent == self.folder
+        with contextlib.suppress(FileNotFoundError):
+            away = self.folder / f".{folder.name}.removed"
+            shutil.rmtree(away, ignore_errors=True)
+            os.replace(folder, away)
+            shutil.rmtree(away)
+
+    def discard(self, entry: Entry | Broken) -> None:
+        """Remove an engine, unless another process has put a new one in its place."""
+        with self.lock(entry.folder.name):
+            if entry in self.entries():
+                self.remove(entry.folder)
+
+    def remove_left_behind(self) -> list[str]:
+        """Remove what builders left that were killed; returns the engines they worked at."""
+        names = []
+        for path in self.folder.glob(".*.*"):
+            name, _, ending = path.name[1:].rpartition(".")
+            if ending in ("partial", "removed"):
+                with self.lock(name):  # one that is alive is waited for
+                    shutil.rmtree(path, ignore_errors=True)
+                names.append(name)
+        return names
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """One builder of an engine at a time, over all processes of a machine; a killed one lets go."""
+        folder = self.folder / ".locks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UserError(f"--engine-dir {self.folder} cannot be written: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("another process builds %s; waiting for it", name)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+
+def store_at(folder: Path | None) -> Store:
+    """The store in a folder, or in the user's cache."""
+    return Store(Path(DEFAULT_FOLDER if folder is None else folder).expanduser())
+
+
+def _record(entry: Entry) -> str:
+    values = {
+        "format": FORMAT,
+        "recipe": dataclasses.asdict(entry.recipe),
+        "files": entry.files,
+        "built": entry.built,
+        "build_seconds": entry.build_seconds,
+        "verified": entry.verified,
+    }
+    return json.dumps(values, indent=1) + "\n"
+
+
+def _read(folder: Path) -> Entry | Broken:
+    try:
+        values = json.loads((folder / RECORD).read_text())
+        if values.pop("format") != FORMAT:
+            return Broken(folder, "written by another version of stablerep")
+        recipe = Recipe(**values["recipe"] | {"flags": tuple(values["recipe"]["flags"])})
+        files = {name: {"bytes": int(f["bytes"]), "sha256": str(f["sha256"])} for name, f in values["files"].items()}
+        if not files or set(files) - set(FILES) or not isinstance(values["verified"], dict):
+            raise ValueError
+        seconds = float(values["build_seconds"])
+        entry = Entry(folder, recipe, files, str(values["built"]), seconds, values["verified"])
+    except FileNotFoundError:
+        return Broken(folder, f"{RECORD} is missing")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Broken(folder, f"{RECORD} cannot be read")
+    if folder.name != recipe.name:
+        return Broken(folder, f"{RECORD} describes another engine")
+    return entry
+
+
+def _fact(path: Path) -> dict[str, Any]:
+    """Size and digest of a file that is then on the disk for good."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,271 @@
+"""Engines against torch: the same picture to rounding, or a line that says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+import stablerep
+from stablerep.config import UserError
+from stablerep.generate.engines import Engine, export, onnx, opening, tensorrt
+from stablerep.generate.engines.opening import open_engine, open_part
+from stablerep.generate.engines.parts import Part, parts_of
+from stablerep.generate.engines.store import RECORD, Store
+from stablerep.generate.engines.torch import TorchEngine
+from stablerep.generate.engines.verify import verify
+from stablerep.generate.pipeline import Pipeline
+from stablerep.generate.sampler import sample
+from stablerep.generate.schedule import make_schedule
+
+CPU = torch.device("cpu")
+needs_onnx = pytest.mark.skipif(
+    export.why_not() is not None or onnx.why_not(CPU, torch.float32) is not None, reason="the onnx extra is missing"
+)
+
+
+class Tiny(nn.Module):
+    """Exports in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 40, 3, padding=1)
+        self.out = nn.Conv2d(40, 3, 1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.out(self.conv(latents).sigmoid())
+
+
+def tiny_part(dtype: torch.dtype = torch.float32) -> Part:
+    torch.manual_seed(0)
+    module = Tiny().to(dtype).eval().requires_grad_(False)
+    return Part("vae_decoder", module, {}, {"latents": (3, 6, 6)}, dtype, CPU)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory, pipeline: Pipeline) -> tuple[Store, Engine]:
+    """The embedded default's onnx engine and the store it is in."""
+    store = Store(tmp_path_factory.mktemp("engines"))
+    return store, open_engine("onnx", pipeline, store, batch_size=4)
+
+
+def paint(engine: Engine, pipeline: Pipeline, guidance_scale: float = 2.0) -> np.ndarray:
+    ids = torch.arange(3)
+    images = sample(
+        engine,
+        make_schedule("dpmsolver++", pipeline.scheduler_config, 6, CPU),
+        pipeline.encode(["a photo of a dark slim sneaker", "a photo of a white bag", ""]),
+        pipeline.encode([""]),
+        ids,
+        ids,
+        latent_shape=pipeline.latent_shape,
+        guidance_scale=guidance_scale,
+        seed=3,
+    )
+    return images.numpy().astype(int)
+
+
+@needs_onnx
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0, 7.5])
+def test_onnx_paints_the_pictures_of_torch(
+    embedded: tuple[Store, Engine], pipeline: Pipeline, guidance_scale: float
+) -> None:
+    ours = paint(embedded[1], pipeline, guidance_scale)
+    assert np.abs(ours - paint(TorchEngine(pipeline), pipeline, guidance_scale)).max() <= 1  # grey levels: rounding
+
+
+@needs_onnx
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_onnx_takes_any_rows_on_any_threads(embedded: tuple[Store, Engine], pipeline: Pipeline, rows, threads) -> None:
+    part = parts_of(pipeline)["unet"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        run, _ = open_part("onnx", part, embedded[0], rows=16)
+    finally:
+        torch.set_num_threads(before)
+    inputs = part.example(rows)
+    inputs["latents"] = inputs["latents"].to(memory_format=torch.channels_last)  # as a sampler may leave them
+    torch.testing.assert_close(run(inputs), part.reference(inputs), rtol=1e-4, atol=1e-4)
+
+
+@needs_onnx
+def test_sdxl_s_added_conditions_and_a_vae_with_attention(pipeline: Pipeline, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(16, 32), norm_num_groups=8,
+        layers_per_block=1, cross_attention_dim=96, attention_head_dim=(2, 4), use_linear_projection=True,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=44,
+    )  # fmt: skip
+    vae = AutoencoderKL(latent_channels=8, block_out_channels=(8,), norm_num_groups=4, mid_block_add_attention=True)
+    other = dataclasses.replace(pipeline, unet=unet.eval(), vae=vae.eval())
+    parts = parts_of(other)
+    assert parts["unet"].row_shapes["text_embeds"] == (20,)
+    engine = open_engine("onnx", other, Store(tmp_path), batch_size=2)
+    inputs = parts["unet"].example(4)
+    latents, timestep, text, added = (
+        inputs["latents"],
+        torch.tensor(501.0),
+        inputs["text"],
+        dict(list(inputs.items())[3:]),
+    )
+    expected = TorchEngine(other).unet(latents, timestep, text, added)
+    torch.testing.assert_close(engine.unet(latents, timestep, text, added), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(engine.decode(latents), TorchEngine(other).decode(latents), rtol=1e-4, atol=1e-5)
+
+
+@needs_onnx
+def test_a_second_opening_builds_and_verifies_nothing(embedded, pipeline: Pipeline, monkeypatch) -> None:
+    store, _ = embedded
+    monkeypatch.setattr(export, "export", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(opening, "verify", lambda *_: pytest.fail("verified again"))
+    assert open_engine("onnx", pipeline, store, batch_size=7).name == "onnx"
+    [unet] = [entry for entry in store.entries() if entry.recipe.part == "unet"]
+    [found] = unet.verified.values()
+    assert found["ok"] and found["cosine"] > 0.99999 and found["max_error"] < 1e-4
+
+
+@needs_onnx
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_takes_what_was_measured_ahead_and_says_so(embedded, pipeline: Pipeline, faster, caplog) -> None:
+    store, _ = embedded
+    for entry in store.entries():
+        for place, found in entry.verified.items():
+            entry.with_verified(place, found | {"torch_ms": 10.0, "engine_ms": 9.0 if faster else 11.0})
+    with caplog.at_level(logging.INFO, "stablerep.generate"):
+        assert open_engine("auto", pipeline, store, batch_size=4).name == ("onnx" if faster else "torch")
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("engine auto on cpu: " + ("onnx, measured ahead" if faster else "torch; onnx was measured"))
+
+
+def test_auto_without_the_extra_is_torch_and_says_so(pipeline: Pipeline, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with caplog.at_level(logging.INFO, "stablerep.generate"):
+        assert open_engine("auto", pipeline, Store(tmp_path), batch_size=4).name == "torch"
+    assert "pip install 'stablerep[onnx]'" in caplog.text
+
+
+@needs_onnx
+def test_generate_names_its_engine(embedded, prompts: Path, tmp_path: Path) -> None:
+    few = {"num_images_per_prompt": 1, "num_inference_steps": 2, "engine_dir": embedded[0].folder}
+    stablerep.generate(prompts=prompts, out=tmp_path / "out", engine="onnx", **few)
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["config"]["engine"] == "onnx"
+    with pytest.raises(UserError, match="--engine is 'onnx', not 'torch'"):
+        stablerep.generate(prompts=prompts, out=tmp_path / "out", engine="torch", **few)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder: flip(folder / "model.onnx"), "damaged"),
+        (lambda folder: (folder / "model.onnx").write_bytes(b""), "has 0 bytes"),
+        (lambda folder: (folder / "model.onnx").unlink(), "missing"),
+        (lambda folder: (folder / RECORD).write_text("{"), None),
+        (lambda folder: (folder / RECORD).unlink(), None),
+    ],
+)
+def test_a_damaged_engine_is_built_anew(tmp_path: Path, harm, said: str | None, caplog) -> None:
+    store, part = Store(tmp_path), tiny_part()
+    _, before = open_part("onnx", part, store, rows=4)
+    harm(before.folder)
+    run, entry = open_part("onnx", part, store, rows=4)
+    assert said is None or said in caplog.text
+    assert entry.folder == before.folder and entry.damage(thorough=True) is None
+    torch.testing.assert_close(run(part.example(3)), part.reference(part.example(3)))
+
+
+@needs_onnx
+def test_a_file_that_onnxruntime_refuses_is_built_anew(tmp_path: Path, caplog) -> None:
+    store, part = Store(tmp_path), tiny_part()
+    recipe = onnx.recipe(part, 4)
+    with store.lock(recipe.name):  # its digest is right, its content is not
+        store.build(recipe, lambda folder: (folder / "model.onnx").write_bytes(b"no graph" * 9) and None)
+    open_part("onnx", part, store, rows=4)
+    assert "cannot be used" in caplog.text and "building it anew" in caplog.text
+
+
+@needs_onnx
+def test_other_weights_and_other_versions_are_other_engines(tmp_path: Path, monkeypatch) -> None:
+    store, part = Store(tmp_path), tiny_part()
+    open_part("onnx", part, store, rows=4)
+    part.module.conv.bias += 1.0
+    run, _ = open_part("onnx", part, store, rows=4)
+    torch.testing.assert_close(run(part.example(2)), part.reference(part.example(2)))
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "diffusers" else version(name))
+    open_part("onnx", part, store, rows=4)
+    assert len(store.entries()) == 3
+
+
+@needs_onnx
+def test_an_engine_that_differs_from_torch_is_never_run(tmp_path: Path, monkeypatch) -> None:
+    store, part = Store(tmp_path), tiny_part()
+    call = onnx.Runner.__call__
+    monkeypatch.setattr(onnx.Runner, "__call__", lambda self, inputs: call(self, inputs) + 0.1)
+    with pytest.raises(UserError, match="vae_decoder was built and cannot be used: differs from torch: cosine"):
+        open_part("onnx", part, store, rows=4)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda expected: expected.half(),
+        lambda expected: expected[:, :1],
+        lambda expected: expected * 1.01,
+        lambda expected: expected.where(expected > expected.mean(), float("nan")),
+    ],
+)
+def test_verify_refuses(run) -> None:
+    part = tiny_part()
+    assert verify(part, part.reference, 4)["ok"]
+    assert not verify(part, lambda inputs: run(part.reference(inputs)), 4)["ok"]
+
+
+@needs_onnx
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
+def test_the_dtype_is_in_the_graph(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    export.export(tiny_part(dtype), tmp_path)  # checks the precision itself
+    with pytest.raises(UserError, match=f"fp32 was asked for, but the graph holds {name}, latents .*, output"):
+        export.check_precision(tmp_path, "fp32")
+
+
+@needs_onnx
+def test_weights_of_another_dtype_are_an_error(tmp_path: Path) -> None:
+    part = dataclasses.replace(tiny_part(torch.float16), dtype=torch.float32)
+    part.module.forward = lambda latents: Tiny.forward(part.module, latents.half()).float()
+    with pytest.raises(UserError, match="fp32 was asked for, but the graph holds fp16"):
+        export.export(part, tmp_path)
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "tensorrt"])
+def test_a_missing_extra_is_named(pipeline: Pipeline, tmp_path: Path, monkeypatch, package: str) -> None:
+    for name in (package, "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    tensorrt._why_not_import.cache_clear()
+    engine = {"onnxruntime": "onnx", "tensorrt": "trt"}[package]
+    with pytest.raises(UserError, match=rf"--engine {engine} cannot run: .*pip install 'stablerep\[{engine}\]'"):
+        open_engine(engine, pipeline, Store(tmp_path), batch_size=4)
+    tensorrt._why_not_import.cache_clear()
+
+
+def test_onnx_in_half_precision_on_the_cpu_says_why_not() -> None:
+    pytest.importorskip("onnxruntime")
+    assert "computes in fp32 on the CPU" in (onnx.why_not(CPU, torch.float16) or "")
