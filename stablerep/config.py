@@ -25,9 +25,16 @@ def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
     """Raise a UserError that suggests the nearest of `choices` unless value is one of them."""
     if value in choices:
         return
-    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
+    short_for = sorted((choice for choice in choices if _abbreviates(value, choice)), key=len)
+    near = short_for or difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else "there is"
     raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:20])})")
+
+
+def _abbreviates(value: str, choice: str) -> bool:
+    """Whether value is choice with letters left out: dpm++ is nearer to dpmsolver++ than to dpm2."""
+    letters = iter(choice)
+    return len(value) > 2 and all(letter in letters for letter in value)
 
 
 def parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
