@@ -30,8 +30,12 @@ def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
     raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:12])})")
 
 
-def parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
+def parse(
+    cls: type[Config], argv: Sequence[str], prog: str, base: dict[str, Any] | None = None, base_path: Path = Path()
+) -> Config:
     """Build a config from flags, over the fields of `--config FILE.yaml` where that is given.
+
+    base are fields from elsewhere (base_path), which flags win over too.
 
     Raises:
         UserError: a config file that cannot be read, or a value the config refuses.
@@ -40,6 +44,8 @@ def parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
     import tyro  # 0.2 s: only commands pay for it
 
     argv = list(argv)
+    if base:
+        argv = _flags(cls, base, base_path, skip={word.split("=")[0] for word in argv}) + argv
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):

@@ -15,7 +15,12 @@ FORMATS = ("jpg", "png", "webp")
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Paint K pictures of every prompt into shards."""
+    """Paint K pictures of every prompt into shards.
+
+    stablerep-gen --verify OUT reads and decodes every picture of such a folder and names what is damaged or missing.
+    stablerep-gen --repair OUT paints those shards again; what is whole stays. It goes by the flags that dataset.json
+    recorded; give --prompts, --model, --device or --batch-size where they have changed since.
+    """
 
     prompts: Path
     """File of prompts: .txt (one a line), .csv, .jsonl or .parquet (column prompt, caption or text)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from stablerep import distributed, shards
+from stablerep.config import to_dict
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, open_pipeline
@@ -53,19 +54,23 @@ class GenerateSummary:
         return "; ".join([f"{self.images} images in {self.out} ({made})", *notes])
 
 
-def generate(config: GenerateConfig) -> GenerateSummary:
-    """Paint K pictures of every prompt into shards; whatever is already there is kept.
+def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSummary:
+    """Paint K pictures of every prompt into shards; whatever is already there is kept, but for the shards in again.
 
     Raises:
         UserError: bad prompts or model, or a folder that holds another run.
     """
     prompts = read_prompts(Path(config.prompts))
     with distributed.start(config.device) as device:
-        return _generate(config, prompts, open_pipeline(config.model, device), device)
+        return _generate(config, prompts, open_pipeline(config.model, device), device, again)
 
 
 def _generate(
-    config: GenerateConfig, prompts: Sequence[Prompt], pipeline: Pipeline, device: torch.device
+    config: GenerateConfig,
+    prompts: Sequence[Prompt],
+    pipeline: Pipeline,
+    device: torch.device,
+    again: Collection[int],
 ) -> GenerateSummary:
     out = Path(config.out)
     schedule = make_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
@@ -74,10 +79,10 @@ def _generate(
         "prompts": _hash_prompts(prompts),
         "model": pipeline.weights_hash,
     }
-    shards.start_dataset(out, identity)
+    shards.start_dataset(out, identity, {"num_prompts": len(prompts), "flags": _flags(config)})
 
     blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]
-    missing = [number for number in range(len(blocks)) if not shards.is_done(out, number)]
+    missing = [number for number in range(len(blocks)) if number in again or not shards.is_done(out, number)]
     total = config.num_images_per_prompt * len(prompts)
     before = total - config.num_images_per_prompt * sum(len(blocks[number]) for number in missing)
     start = time.perf_counter()
@@ -168,6 +173,11 @@ def _encode(image: Tensor, image_format: str) -> bytes:
         buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[image_format], quality=JPEG_QUALITY
     )
     return buffer.getvalue()
+
+
+def _flags(config: GenerateConfig) -> dict[str, Any]:
+    """The fields that --repair needs to paint a shard again."""
+    return {name: value for name, value in to_dict(config).items() if name != "out"}
 
 
 def _hash_prompts(prompts: Sequence[Prompt]) -> str:
