@@ -116,8 +116,10 @@ def is_done(out: Path, shard: int) -> bool:
     return True
 
 
-def write_shard(out: Path, shard: int, samples: Sequence[Sample]) -> None:
+def write_shard(out: Path, shard: int, samples: Sequence[Sample], images_per_prompt: int = 0) -> None:
     """Write one shard whole: tar, rows, then the stats that make it count. Each file is fsynced and renamed.
+
+    The stats count the prompts that kept some pictures, but fewer than images_per_prompt.
 
     Raises:
         UserError: the folder, or its dataset.json, has gone since start_dataset.
@@ -141,6 +143,7 @@ def write_shard(out: Path, shard: int, samples: Sequence[Sample]) -> None:
         "tar_bytes": len(tar),
         "tar_sha256": hashlib.sha256(tar).hexdigest(),
         "parquet_sha256": hashlib.sha256(table).hexdigest(),
+        "short": sum(0 < _kept(sample) < images_per_prompt for sample in samples),
         "reasons": dict(sorted(Counter(row["reason"] for row in rows if row.get("reason")).items())),
     }
     atomic.write(_stats_path(out, shard), json.dumps(stats).encode())
@@ -250,7 +253,7 @@ def _pack(samples: Sequence[Sample]) -> tuple[bytes, list[dict[str, Any]]]:
 
         for sample in sorted(samples, key=lambda sample: sample.prompt_id):
             key = f"{sample.prompt_id:09}"
-            num_images = sum(bool(picture.data) for picture in sample.pictures)
+            num_images = _kept(sample)
             about = {"prompt_id": sample.prompt_id, "prompt": sample.prompt, "num_images": num_images}
             if num_images:  # WebDataset readers stumble over a key without a picture
                 add(f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
@@ -277,6 +280,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); run the same stablerep-gen command again to mend it") from error
+
+
+def _kept(sample: Sample) -> int:
+    return sum(bool(picture.data) for picture in sample.pictures)
 
 
 def _all_made_with(out: Path, run: str) -> bool:

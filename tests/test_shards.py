@@ -193,7 +193,9 @@ def test_a_rejected_picture_has_a_row_and_no_bytes(tmp_path: Path) -> None:
     made = [shards.Sample(0, "a", "png", [rejected, kept]), shards.Sample(1, "b", "png", [rejected])]
     shards.write_shard(tmp_path, 0, made)
     assert len(shards.index_shards(tmp_path)) == 1
-    assert [(row["prompt_id"], row["index"], data) for row, data in shards.read_pictures(tmp_path)] == [(0, 1, picture(9))]
+    assert [(row["prompt_id"], row["index"], data) for row, data in shards.read_pictures(tmp_path)] == [
+        (0, 1, picture(9))
+    ]
     with tarfile.open(tmp_path / "000000.tar") as tar:
         assert tar.getnames() == ["000000000.json", "000000000.1.png"]
         assert json.load(tar.extractfile("000000000.json"))["num_images"] == 1

@@ -11,6 +11,7 @@ from stablerep.config import UserError, check_choice
 ENGINES = ("torch",)
 SCHEDULERS = ("ddim", "dpmsolver++", "euler")
 FORMATS = ("jpg", "png", "webp")
+SCREENS = ("keep", "flag", "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,22 @@ class GenerateConfig:
     prompts_per_shard: int = 100
     """A stop loses at most the shard at work."""
 
+    screen: str = "flag"
+    """flat pictures and near-duplicates within a prompt: keep looks for none, flag names them in the shard's rows and
+    keeps them (costs 0.1 % and changes no picture), drop leaves them out and paints others. A picture with values that
+    are no numbers, which would be black, is never kept."""
+
+    screen_retries: int = 2
+    """Rounds of new pictures, with indices K, K + 1, ..., for those that were not kept."""
+
+    flat_below: float = 4.0
+    """Flat: the grey levels (0..255) have a standard deviation below this."""
+
+    duplicate_within: int = 2
+    """Near-duplicate: the 64-bit perceptual hash differs from an earlier picture's in at most so many bits. -1: off."""
+
     batch_size: int = 64
-    """Pictures painted at once."""
+    """Pictures painted at once; halved, and said, when they do not fit into the device's memory."""
 
     seed: int = 0
     """Noise is a function of (seed, prompt id, picture index) alone."""
@@ -71,6 +86,7 @@ class GenerateConfig:
         check_choice("--engine", self.engine, ENGINES)
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
         check_choice("--image-format", self.image_format, FORMATS)
+        check_choice("--screen", self.screen, SCREENS)
         for name in ("num_images_per_prompt", "num_inference_steps", "prompts_per_shard", "batch_size"):
             _at_least_one(name, getattr(self, name))
         if self.image_size is not None:
@@ -79,6 +95,12 @@ class GenerateConfig:
             raise UserError(f"--num-images-per-prompt must be at most 10000, got {self.num_images_per_prompt}")
         if not 0 <= self.guidance_scale <= 100:
             raise UserError(f"--guidance-scale must be between 0 and 100, got {self.guidance_scale}")
+        if not 0 <= self.screen_retries <= 100:
+            raise UserError(f"--screen-retries must be between 0 and 100, got {self.screen_retries}")
+        if not 0 <= self.flat_below <= 128:
+            raise UserError(f"--flat-below must be between 0 and 128 grey levels, got {self.flat_below}")
+        if not -1 <= self.duplicate_within <= 64:
+            raise UserError(f"--duplicate-within must be between -1 and 64 bits, got {self.duplicate_within}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed must be between 0 and 2^63 - 1, got {self.seed}")
 
@@ -86,7 +108,8 @@ class GenerateConfig:
         """The fields that a picture's pixels depend on, besides the prompt and the weights."""
         names = ("engine", "guidance_scale", "num_inference_steps", "scheduler", "negative_prompt")
         more = ("image_size", "image_format", "seed", "num_images_per_prompt", "prompts_per_shard")
-        return {name: getattr(self, name) for name in (*names, *more)}
+        screening = ("screen", "screen_retries", "flat_below", "duplicate_within")
+        return {name: getattr(self, name) for name in (*names, *more, *screening)}
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stablerep import distributed, shards
+from stablerep import atomic, distributed, shards
 from stablerep.config import to_dict
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.torch import TorchEngine
+from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
-from stablerep.generate.sampler import sample
-from stablerep.generate.schedule import Schedule, make_schedule
+from stablerep.generate.schedule import make_schedule
+from stablerep.generate.summary import UNREADABLE, GenerateSummary, reasons_in
 from stablerep.prompts import Prompt, read_prompts
-from stablerep.runlog import progress
+from stablerep.runlog import Progress, progress
 
 JPEG_QUALITY = 95
-
-
-@dataclass(frozen=True)
-class GenerateSummary:
-    """What one call of generate() did."""
-
-    out: Path
-    images: int  # in the folder now
-    images_made: int  # by this call
-    seconds: float  # from the first prompt to the last shard, without opening the model
-    prompts_empty: int
-    prompts_cut: int  # longer than the tokenizer takes
-
-    def __str__(self) -> str:
-        made = f"{self.images_made} made"
-        if self.images_made:
-            made += f" in {self.seconds:.1f} s, {self.images_made / self.seconds:.1f} images/s"
-        notes = [
-            f"{count} prompts {what}"
-            for count, what in (
-                (self.prompts_empty, "empty, painted without text"),
-                (self.prompts_cut, "longer than the tokenizer takes, cut"),
-            )
-            if count
-        ]
-        return "; ".join([f"{self.images} images in {self.out} ({made})", *notes])
 
 
 def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSummary:
@@ -83,68 +60,102 @@ def _generate(
 
     blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]
     missing = [number for number in range(len(blocks)) if number in again or not shards.is_done(out, number)]
-    total = config.num_images_per_prompt * len(prompts)
-    before = total - config.num_images_per_prompt * sum(len(blocks[number]) for number in missing)
-    start = time.perf_counter()
-    made = 0
+    painter = Painter(pipeline, TorchEngine(pipeline), schedule, config, BatchSize(config.batch_size))
+    tally = _Tally()
+    _paint_missing(painter, blocks, missing, identity["model"], tally)
+    stats = list(shards.read_stats(out))
+    reasons = reasons_in(stats)
+    summary = GenerateSummary(
+        out=out,
+        images=sum(each["images"] for each in stats),
+        images_made=tally.kept,
+        seconds=tally.seconds,
+        wait_share=tally.wait_share,
+        prompts=len(prompts),
+        prompts_empty=sum(not prompt.text and not prompt.problem for prompt in prompts),
+        prompts_cut=sum(pipeline.is_cut(prompt.text) for prompt in prompts),
+        prompts_unreadable=reasons.pop(UNREADABLE, 0) // config.num_images_per_prompt,
+        prompts_short=sum(each["short"] for each in stats),
+        screen=config.screen,
+        screened=dict(sorted(reasons.items())),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        engine=config.engine,
+        batch_size=painter.batch_size.value,
+    )
+    if missing or not (out / "summary.json").exists():
+        atomic.write(out / "summary.json", summary.as_json())
+    return summary
+
+
+@dataclass
+class _Tally:
+    """What has happened so far, for the progress line and the summary."""
+
+    kept: int = 0
+    rejected: int = 0
+    waited: float = 0.0  # seconds that painting stood still for the writer
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    @property
+    def wait_share(self) -> float:
+        return self.waited / max(self.seconds, 1e-9)
+
+    @property
+    def note(self) -> str:
+        rejected = f"{self.rejected} not kept" if self.rejected else ""
+        waited = f"{self.wait_share:.0%} waiting for the disk" if self.wait_share >= 0.01 else ""
+        return ", ".join(filter(None, (rejected, waited)))
+
+    def wait(self, writing: Future[None]) -> None:
+        """Let the writer finish; what stopped it, a full disk for instance, surfaces here before more work is done."""
+        start = time.perf_counter()
+        writing.result()
+        self.waited += time.perf_counter() - start
+
+
+def _paint_missing(
+    painter: Painter, blocks: Sequence[Sequence[Prompt]], missing: Sequence[int], weights_hash: str, tally: _Tally
+) -> None:
+    out, k = Path(painter.config.out), painter.config.num_images_per_prompt
+    total = k * sum(map(len, blocks))
+    completed = total - k * sum(len(blocks[number]) for number in missing)
     # One thread encodes and writes a shard while the next is painted; more than one would only pile up memory.
-    with progress("generate", total, "images", start=before) as bar, ThreadPoolExecutor(1) as writer:
+    with progress("generate", total, "images", start=completed) as bar, ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
         for number in missing:
-            pictures = []
-            for batch in _paint(pipeline, schedule, blocks[number], config):
-                pictures.append(batch)
-                made += len(batch)
-                bar.update(before + made)
+            due = k * len(blocks[number])
+            told = partial(_tell, bar, tally, completed, due)
+            pictures = paint_shard(painter, blocks[number], told)
+            completed += due
+            kept = sum(picture.pixels is not None for of_prompt in pictures for picture in of_prompt)
+            tally.kept += kept
+            tally.rejected += sum(map(len, pictures)) - kept
+            bar.update(completed, tally.note)
             if writing is not None:
-                writing.result()  # a full disk surfaces here, before more work is done
-            painted = torch.cat(pictures)
-            writing = writer.submit(_write, out, number, blocks[number], painted, config, identity["model"])
+                tally.wait(writing)
+            writing = writer.submit(_write, out, number, blocks[number], pictures, painter.config, weights_hash)
         if writing is not None:
-            writing.result()
-    return GenerateSummary(
-        out=out,
-        images=total,
-        images_made=made,
-        seconds=time.perf_counter() - start,
-        prompts_empty=sum(not prompt.text for prompt in prompts),
-        prompts_cut=sum(pipeline.is_cut(prompt.text) for prompt in prompts),
-    )
+            tally.wait(writing)
 
 
-def _paint(
-    pipeline: Pipeline, schedule: Schedule, prompts: Sequence[Prompt], config: GenerateConfig
-) -> Iterator[Tensor]:
-    """Yield the pictures of these prompts in order, a batch [B, H, W, 3] uint8 on the host at a time."""
-    k = config.num_images_per_prompt
-    device = schedule.timesteps.device
-    embeddings = pipeline.encode([prompt.text for prompt in prompts])
-    negative = pipeline.encode([config.negative_prompt])
-    row = torch.arange(len(prompts)).repeat_interleave(k)
-    prompt_ids = torch.tensor([prompt.id for prompt in prompts])[row]
-    indices = torch.arange(k).repeat(len(prompts))
-    engine = TorchEngine(pipeline)
-    for take in torch.arange(len(row)).split(config.batch_size):
-        images = sample(
-            engine,
-            schedule,
-            embeddings[row[take].to(device)],
-            negative,
-            prompt_ids[take],
-            indices[take],
-            latent_shape=pipeline.latent_shape,
-            guidance_scale=config.guidance_scale,
-            seed=config.seed,
-            image_size=config.image_size,
-        )
-        yield images.cpu()
+def _tell(bar: Progress, tally: _Tally, completed: int, due: int, painted: int) -> None:
+    # New pictures in the place of those that were not kept bring the end no nearer.
+    bar.update(completed + min(painted, due), tally.note)
 
 
 def _write(
-    out: Path, shard: int, prompts: Sequence[Prompt], images: Tensor, config: GenerateConfig, weights_hash: str
+    out: Path,
+    shard: int,
+    prompts: Sequence[Prompt],
+    pictures: Sequence[Sequence[Painted]],  # of each prompt
+    config: GenerateConfig,
+    weights_hash: str,
 ) -> None:
-    """Encode the pictures [P * K, H, W, 3] of one shard and write it."""
-    k = config.num_images_per_prompt
+    """Encode the pictures of one shard and write it."""
     row: dict[str, Any] = {
         "seed": config.seed,
         "guidance_scale": config.guidance_scale,
@@ -152,19 +163,30 @@ def _write(
         "scheduler": config.scheduler,
         "model": weights_hash,
         "engine": config.engine,
-        "width": images.shape[2],
-        "height": images.shape[1],
     }
     samples = [
         shards.Sample(
             prompt_id=prompt.id,
             prompt=prompt.text,
             ending=config.image_format,
-            pictures=[shards.Picture(i, _encode(images[p * k + i], config.image_format), row) for i in range(k)],
+            pictures=[_picture(picture, row, config) for picture in of_prompt],
         )
-        for p, prompt in enumerate(prompts)
+        for prompt, of_prompt in zip(prompts, pictures, strict=True)
     ]
-    shards.write_shard(out, shard, samples)
+    shards.write_shard(out, shard, samples, images_per_prompt=config.num_images_per_prompt)
+
+
+def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> shards.Picture:
+    pixels, mark = painted.pixels, painted.mark
+    row = row | {
+        "width": 0 if pixels is None else pixels.shape[1],
+        "height": 0 if pixels is None else pixels.shape[0],
+        "reason": painted.reason,
+    }
+    if config.screen != "keep":
+        row["contrast"] = math.nan if mark is None else round(mark.contrast, 3)
+        row["phash"] = "" if mark is None else f"{mark.phash:016x}"
+    return shards.Picture(painted.index, b"" if pixels is None else _encode(pixels, config.image_format), row)
 
 
 def _encode(image: Tensor, image_format: str) -> bytes:
@@ -181,4 +203,4 @@ def _flags(config: GenerateConfig) -> dict[str, Any]:
 
 
 def _hash_prompts(prompts: Sequence[Prompt]) -> str:
-    return hashlib.sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(prompt.problem or prompt.text for prompt in prompts).encode()).hexdigest()[:12]

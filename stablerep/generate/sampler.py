@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,25 @@ from stablerep.generate.engines import Engine
 from stablerep.generate.schedule import Schedule
 
 
-@torch.inference_mode()
 def sample(
+    engine: Engine,
+    schedule: Schedule,
+    text: Tensor,  # [B, T, D]
+    negative_text: Tensor,  # [1, T, D]
+    prompt_ids: Tensor,  # [B] int64
+    indices: Tensor,  # [B] int64, which picture of its prompt
+    *,
+    image_size: int | None = None,
+    **settings: Any,  # as in sample_decoded
+) -> Tensor:  # [B, H, W, 3] uint8 on the device of text
+    """Paint one batch: sample_decoded, and to_pixels."""
+    return ops.to_pixels(
+        sample_decoded(engine, schedule, text, negative_text, prompt_ids, indices, **settings), image_size
+    )
+
+
+@torch.inference_mode()
+def sample_decoded(
     engine: Engine,
     schedule: Schedule,
     text: Tensor,  # [B, T, D]
@@ -22,8 +41,7 @@ def sample(
     latent_shape: tuple[int, int, int],
     guidance_scale: float,
     seed: int,
-    image_size: int | None = None,
-) -> Tensor:  # [B, H, W, 3] uint8 on the device of text
+) -> Tensor:  # [B, 3, H, W] on the device of text, as the VAE leaves it, about -1..1
     """Paint one batch. A picture depends on (seed, prompt id, index), not on its neighbours in the batch.
 
     Guidance (Ho and Salimans 2022) runs as one batch of two; at scale 1 the unguided half is left out.
@@ -39,4 +57,4 @@ def sample(
         told = latents.to(text.dtype)
         output = engine.unet(torch.cat([told, told]) if guided else told, timestep, text)
         latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
-    return ops.to_pixels(engine.decode(latents.to(text.dtype)), image_size)
+    return engine.decode(latents.to(text.dtype))

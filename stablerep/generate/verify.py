@@ -22,6 +22,7 @@ from stablerep import shards
 from stablerep.config import UserError
 from stablerep.runlog import progress
 
+ENDINGS = ("_stats.json", ".parquet", ".tar")
 MOST_NAMED = 5  # problems of one kind in one shard; a cut tar would fill the screen
 
 
@@ -100,16 +101,22 @@ def _of_the_folder(out: Path, dataset: dict[str, Any] | None, there: set[int]) -
 def _of_a_shard(out: Path, shard: int, dataset: dict[str, Any] | None) -> tuple[int, list[Problem]]:
     """How many pictures of a shard are whole, and what is wrong with it."""
     name = f"{shard:06}"
-    told: dict[str, Any] = {}
-    opened = {}
-    for ending, read in (("_stats.json", json.loads), (".parquet", _read_rows), (".tar", bytes)):
+    data = {}
+    for ending in ENDINGS:
         try:
-            data = (out / f"{name}{ending}").read_bytes()
-            opened[ending] = data, read(data)  # type: ignore[operator]
-        except (OSError, ValueError, pa.ArrowException) as error:
-            what = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
+            data[ending] = (out / f"{name}{ending}").read_bytes()
+        except OSError as error:
+            what = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
             return 0, [Problem(f"{name}{ending}", what, shard)]
-    (_, told), (table, rows), (tar, _) = opened.values()
+    told_json, table, tar = data.values()
+    try:
+        told = json.loads(told_json)
+    except ValueError as error:
+        return 0, [Problem(f"{name}_stats.json", f"cannot be read ({error})", shard)]
+    try:
+        rows = pq.read_table(io.BytesIO(table)).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        return 0, [Problem(f"{name}.parquet", f"cannot be read ({' '.join(str(error).split())[:100]})", shard)]
     try:
         pictures = [(row, _of_a_picture(tar, row)) for row in rows if row["size"]]
         found = [
@@ -122,10 +129,6 @@ def _of_a_shard(out: Path, shard: int, dataset: dict[str, Any] | None) -> tuple[
     except (KeyError, TypeError) as error:
         return 0, [Problem(name, f"its stats or rows lack something ({type(error).__name__}: {error})", shard)]
     return sum(not what for _, what in pictures), [Problem(name + ending, what, shard) for ending, what in found]
-
-
-def _read_rows(data: bytes) -> list[dict[str, Any]]:
-    return pq.read_table(io.BytesIO(data)).to_pylist()
 
 
 def _of_the_bytes(data: bytes, sha256: str, size: int | None = None) -> Iterator[str]:

@@ -100,7 +100,7 @@ def main(mode: str, fields: dict[str, Any], times: int, seed: int) -> None:
     for folder in folders:
         if wait(fork_painter(fields, folder)):
             raise SystemExit("a painter that nobody disturbed was killed")
-    print(json.dumps({"folders": [str(folder) for folder in folders], "killed": killed}))
+    json.dump({"folders": [str(folder) for folder in folders], "killed": killed}, sys.stdout)
 
 
 if __name__ == "__main__":

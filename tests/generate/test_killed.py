@@ -25,9 +25,7 @@ def digests(out: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def drive(
-    mode: str, prompts: Path, out: Path, times: int = 0, seed: int = 0, **changes: int
-) -> tuple[list[Path], int]:
+def drive(mode: str, prompts: Path, out: Path, times: int = 0, seed: int = 0, **changes: int) -> tuple[list[Path], int]:
     fields = json.dumps({"prompts": str(prompts), "out": str(out), **FEW, **changes})
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(DRIVER), mode, fields, str(times), str(seed)]

@@ -15,7 +15,7 @@ import stablerep
 from stablerep import cli
 from stablerep.config import UserError
 from stablerep.generate.repair import recorded_flags
-from stablerep.generate.verify import verify
+from stablerep.generate.verify import ENDINGS, verify
 
 FEW = {"num_images_per_prompt": 2, "num_inference_steps": 1, "prompts_per_shard": 1, "batch_size": 3, "device": "cpu"}
 
@@ -59,7 +59,7 @@ def picture_at(out: Path) -> int:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a bit in a picture": (lambda out: flip(out / "000001.tar", picture_at(out) + 40), "picture 1 of prompt 1 has other"),
+    "a bit in a picture": (lambda out: flip(out / "000001.tar", picture_at(out) + 40), "picture 1 of prompt 1 has"),
     "the first name in the tar": (lambda out: flip(out / "000001.tar", 0), "is no whole tar"),
     "a name in the tar": (lambda out: flip(out / "000001.tar", picture_at(out) - 512), "members are not those"),
     "half a tar": (lambda out: (out / "000001.tar").write_bytes((out / "000001.tar").read_bytes()[:3000]), "expected"),
@@ -72,7 +72,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a row less": (lambda out: change_rows(out, list.pop), "have not 2 pictures, first 1 with 1"),
     "rows without offsets": (lambda out: change_rows(out, lambda rows: [r.pop("offset") for r in rows]), "'offset'"),
     "the wrong shard": (
-        lambda out: [shutil.copy(out / f"000000{end}", out / f"000001{end}") for end in (".tar", ".parquet", "_stats.json")],
+        lambda out: [shutil.copy(out / f"000000{end}", out / f"000001{end}") for end in ENDINGS],
         "belong elsewhere, first 0",
     ),
 }  # fmt: skip
