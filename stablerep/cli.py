@@ -12,7 +12,12 @@ from pathlib import Path
 
 from stablerep.config import UserError, parse
 
+BACK = "run the same command when its file system is back; nothing finished is lost"
 MENDS = {
+    errno.EIO: BACK,
+    errno.ESTALE: BACK,
+    errno.ENOTCONN: BACK,
+    errno.ETIMEDOUT: BACK,
     errno.ENOSPC: "free some space and run the same command to go on; nothing finished is lost",
     errno.EDQUOT: "free some space and run the same command to go on; nothing finished is lost",
     errno.EACCES: "choose an --out you can write to",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import time
@@ -18,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from stablerep import atomic, distributed, shards
-from stablerep.config import to_dict
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.torch import TorchEngine
+from stablerep.generate.origin import start_dataset
 from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.schedule import make_schedule
@@ -51,18 +50,13 @@ def _generate(
 ) -> GenerateSummary:
     out = Path(config.out)
     schedule = make_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
-    identity = {
-        **config.picture_fields(),
-        "prompts": _hash_prompts(prompts),
-        "model": pipeline.weights_hash,
-    }
-    shards.start_dataset(out, identity, {"num_prompts": len(prompts), "flags": _flags(config)})
+    start_dataset(config, prompts, config.engine, pipeline.weights_hash)
 
     blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]
     missing = [number for number in range(len(blocks)) if number in again or not shards.is_done(out, number)]
     painter = Painter(pipeline, TorchEngine(pipeline), schedule, config, BatchSize(config.batch_size))
     tally = _Tally()
-    _paint_missing(painter, blocks, missing, identity["model"], tally)
+    _paint_missing(painter, blocks, missing, pipeline.weights_hash, tally)
     stats = list(shards.read_stats(out))
     reasons = reasons_in(stats)
     summary = GenerateSummary(
@@ -195,12 +189,3 @@ def _encode(image: Tensor, image_format: str) -> bytes:
         buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[image_format], quality=JPEG_QUALITY
     )
     return buffer.getvalue()
-
-
-def _flags(config: GenerateConfig) -> dict[str, Any]:
-    """The fields that --repair needs to paint a shard again."""
-    return {name: value for name, value in to_dict(config).items() if name != "out"}
-
-
-def _hash_prompts(prompts: Sequence[Prompt]) -> str:
-    return hashlib.sha256("\n".join(prompt.problem or prompt.text for prompt in prompts).encode()).hexdigest()[:12]
