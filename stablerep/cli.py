@@ -38,6 +38,11 @@ def gen(argv: Sequence[str] | None = None) -> None:
         if folder:
             return _repair(folder, others)
         config = parse(GenerateConfig, argv, "stablerep-gen")
+        if config.dry_run:
+            from stablerep.generate.dry_run import estimate
+
+            print(estimate(config))
+            return
         from stablerep.generate.job import generate
 
         print(generate(config))

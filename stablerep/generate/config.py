@@ -82,6 +82,12 @@ class GenerateConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    dry_run: bool = False
+    """Paint one batch, write nothing, and print how many pictures, bytes and hours the run would take."""
+
+    usd_per_hour: float | None = None
+    """What the machine costs; --dry-run then prints what the run would cost."""
+
     def __post_init__(self) -> None:
         check_choice("--engine", self.engine, ENGINES)
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
@@ -95,6 +101,8 @@ class GenerateConfig:
             raise UserError(f"--num-images-per-prompt must be at most 10000, got {self.num_images_per_prompt}")
         if not 0 <= self.guidance_scale <= 100:
             raise UserError(f"--guidance-scale must be between 0 and 100, got {self.guidance_scale}")
+        if self.usd_per_hour is not None and not (self.dry_run and 0 <= self.usd_per_hour < float("inf")):
+            raise UserError(f"--usd-per-hour {self.usd_per_hour} must be a price, and goes with --dry-run")
         if not 0 <= self.screen_retries <= 100:
             raise UserError(f"--screen-retries must be between 0 and 100, got {self.screen_retries}")
         if not 0 <= self.flat_below <= 128:

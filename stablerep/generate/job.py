@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from stablerep import atomic, distributed, shards
+from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.origin import start_dataset
@@ -36,6 +37,8 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
     Raises:
         UserError: bad prompts or model, or a folder that holds another run.
     """
+    if config.dry_run:
+        raise UserError("--dry-run paints no shards; in Python call stablerep.generate.dry_run.estimate(config)")
     prompts = read_prompts(Path(config.prompts))
     with distributed.start(config.device) as device:
         return _generate(config, prompts, open_pipeline(config.model, device), device, again)
@@ -180,10 +183,11 @@ def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> s
     if config.screen != "keep":
         row["contrast"] = math.nan if mark is None else round(mark.contrast, 3)
         row["phash"] = "" if mark is None else f"{mark.phash:016x}"
-    return shards.Picture(painted.index, b"" if pixels is None else _encode(pixels, config.image_format), row)
+    return shards.Picture(painted.index, b"" if pixels is None else encode_picture(pixels, config.image_format), row)
 
 
-def _encode(image: Tensor, image_format: str) -> bytes:
+def encode_picture(image: Tensor, image_format: str) -> bytes:
+    """The file of one picture [H, W, 3] uint8 on the host."""
     buffer = io.BytesIO()
     Image.fromarray(image.numpy()).save(
         buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[image_format], quality=JPEG_QUALITY

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from stablerep import shards
-from stablerep.config import UserError, to_dict
+from stablerep.config import UserError, refuse_other_run, to_dict
 from stablerep.generate.config import GenerateConfig
 from stablerep.prompts import Prompt
 
@@ -20,17 +21,29 @@ def start_dataset(config: GenerateConfig, prompts: Sequence[Prompt], engine: str
     Raises:
         UserError: the folder holds another run, or the same one with other prompts, and which row differs.
     """
+    identity = check_same_run(config, prompts, engine, weights_hash)
+    flags = {name: value for name, value in to_dict(config).items() if name != "out"}
+    shards.start_dataset(Path(config.out), identity, {"num_prompts": len(prompts), "flags": flags})
+
+
+def check_same_run(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> dict[str, Any]:
+    """What the bytes of the shards follow from, after a look whether --out holds the same run, if any. Writes nothing.
+
+    Raises:
+        UserError: as start_dataset.
+    """
     out = Path(config.out)
     identity = {**config.picture_fields(), "engine": engine, "prompts": hash_prompts(prompts), "model": weights_hash}
-    flags = {name: value for name, value in to_dict(config).items() if name != "out"}
-    dataset = shards.read_dataset(out)
-    if dataset is not None and {**dataset["config"], "prompts": identity["prompts"]} == identity != dataset["config"]:
+    if (dataset := shards.read_dataset(out)) is None:
+        return identity
+    if {**dataset["config"], "prompts": identity["prompts"]} == identity != dataset["config"]:
         raise UserError(
             f"--prompts {config.prompts} is not what the run in --out {out} began with: "
             f"{_difference(out, prompts, dataset['run'].get('num_prompts'))}; "
             "choose another --out, or bring the prompts back to go on"
         )
-    shards.start_dataset(out, identity, {"num_prompts": len(prompts), "flags": flags})
+    refuse_other_run(out, dataset["config"], identity)
+    return identity
 
 
 def hash_prompts(prompts: Sequence[Prompt]) -> str:

@@ -37,6 +37,8 @@ def repair(config: GenerateConfig) -> tuple[Verdict, Verdict]:
     Raises:
         UserError: no shards there, or inputs (prompts, model, flags) that are not those of the run.
     """
+    if config.dry_run:
+        raise UserError("--repair takes no --dry-run; --verify OUT says what is to be done")
     out = Path(config.out)
     before = verify(out)
     if before.damaged:
