@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from stablerep.generate.job import GenerateSummary, SweepSummary
+    from stablerep.generate.summary import GenerateSummary, SweepSummary
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"

@@ -17,7 +17,12 @@ from typing import Any
 
 from stablerep.config import UserError, check_choice, parse
 
+BACK = "run the same command when its file system is back; nothing finished is lost"
 MENDS = {
+    errno.EIO: BACK,
+    errno.ESTALE: BACK,
+    errno.ENOTCONN: BACK,
+    errno.ETIMEDOUT: BACK,
     errno.ENOSPC: "free some space and run the same command to go on; nothing finished is lost",
     errno.EDQUOT: "free some space and run the same command to go on; nothing finished is lost",
     errno.EACCES: "choose an --out you can write to",
@@ -31,7 +36,18 @@ def gen(argv: Sequence[str] | None = None) -> None:
     def run(argv: Sequence[str]) -> None:
         from stablerep.generate.config import GenerateConfig
 
+        folder, others = _take_folder("--verify", argv)
+        if folder:
+            return _verify(folder, others)
+        folder, others = _take_folder("--repair", argv)
+        if folder:
+            return _repair(folder, others)
         config = _with_engine_dir(parse(GenerateConfig, argv, "stablerep-gen"))
+        if config.dry_run:
+            from stablerep.generate.dry_run import estimate
+
+            print(estimate(config))
+            return
         from stablerep.generate.job import generate
 
         print(generate(config))
@@ -51,6 +67,46 @@ def prompts(argv: Sequence[str] | None = None) -> None:
         print(write_prompts(config))
 
     _command("stablerep-prompts", run, argv)
+
+
+def _take_folder(flag: str, argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder after a flag, or joined to it by =, and the other words."""
+    for at, word in enumerate(argv):
+        if word == flag or word.startswith(flag + "="):
+            joined = [word[len(flag) + 1 :]] if "=" in word else list(argv[at + 1 : at + 2])
+            if not joined or not joined[0] or joined[0].startswith("--"):
+                raise UserError(f"{flag} needs the folder to look at: stablerep-gen {flag} OUT")
+            return Path(joined[0]), [*argv[:at], *argv[at + (1 if "=" in word else 2) :]]
+    return None, list(argv)
+
+
+def _verify(out: Path, others: Sequence[str]) -> None:
+    from stablerep.generate.verify import verify
+
+    if others:
+        raise UserError(f"--verify {out} takes no other flags, got {others[0]}")
+    verdict = verify(out)
+    for problem in verdict.problems:
+        print(problem)
+    print(verdict)
+    if verdict.problems:
+        sys.exit(1)
+
+
+def _repair(out: Path, others: Sequence[str]) -> None:
+    from stablerep.generate.config import GenerateConfig
+    from stablerep.generate.repair import recorded_flags, repair
+
+    flags = recorded_flags(out)
+    config = parse(GenerateConfig, [*others, "--out", str(out)], "stablerep-gen", flags, out / "dataset.json")
+    before, after = repair(config)
+    for problem in before.problems:
+        print(problem)
+    for problem in after.problems:
+        print(f"still {problem}")
+    print(after)
+    if after.problems:
+        sys.exit(1)
 
 
 def train(argv: Sequence[str] | None = None) -> None:

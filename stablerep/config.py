@@ -37,8 +37,12 @@ def _abbreviates(value: str, choice: str) -> bool:
     return len(value) > 2 and all(letter in letters for letter in value)
 
 
-def parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
+def parse(
+    cls: type[Config], argv: Sequence[str], prog: str, base: dict[str, Any] | None = None, base_path: Path = Path()
+) -> Config:
     """Build a config from flags, over the fields of `--config FILE.yaml` where that is given.
+
+    base are fields from elsewhere (base_path), which flags win over too.
 
     Raises:
         UserError: a config file that cannot be read, or a value the config refuses.
@@ -47,6 +51,8 @@ def parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
     import tyro  # 0.2 s: only commands pay for it
 
     argv = list(argv)
+    if base:
+        argv = _flags(cls, base, base_path, skip={word.split("=")[0] for word in argv}) + argv
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):

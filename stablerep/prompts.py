@@ -27,16 +27,18 @@ class Prompt:
     guidance_scale: float | None = None  # None: the run's own
     negative_prompt: str | None = None
     seed: int | None = None
+    problem: str = ""  # why its row holds no text; it is named and counted, the others are painted
 
 
 def read_prompts(path: Path) -> list[Prompt]:
     """Read a prompts file: .txt has one a line, .csv, .jsonl and .parquet a column prompt, caption or text.
 
     Columns guidance_scale, negative_prompt and seed override the run's own where they are not empty.
-    An empty line between others is a prompt too (the unconditional picture), so that ids stay row numbers.
+    An empty line between others is a prompt too (the unconditional picture), so that ids stay row numbers. So is a row
+    that holds no text: its prompt has a problem instead.
 
     Raises:
-        UserError: no such file, an unknown ending, no such column, no prompt in it, or a value out of range.
+        UserError: no such file, an unknown ending, no prompt in it, or a setting out of range.
     """
     readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
@@ -49,6 +51,9 @@ def read_prompts(path: Path) -> list[Prompt]:
     except (OSError, UnicodeDecodeError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"--prompts {path} cannot be read: {' '.join(str(error).split())}") from error
     if not any(prompt.text for prompt in prompts):
+        problem = next((f"row {prompt.id}: {prompt.problem}" for prompt in prompts if prompt.problem), "")
+        if problem:
+            raise UserError(f"--prompts {path} cannot be read: {problem}")
         raise UserError(f"--prompts {path} is empty; write one prompt a line")
     return prompts
 
@@ -63,30 +68,47 @@ def _read_csv(path: Path) -> list[Any]:
 
 
 def _read_jsonl(path: Path) -> list[Any]:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    return [_json(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _read_parquet(path: Path) -> list[Any]:
     return pq.read_table(path).to_pylist()
 
 
-def _prompt(number: int, row: Any) -> Prompt:
-    if isinstance(row, str):
-        return Prompt(number, " ".join(row.split()))
-    column = next((column for column in COLUMNS if isinstance(row, dict) and column in row), None)
-    if column is None:
-        raise ValueError(f"no column {', '.join(COLUMNS)}")
+def _json(line: str) -> Any:
     try:
-        return Prompt(
-            number,
-            _words(row[column]),
-            guidance_scale=_guidance_scale(row.get("guidance_scale")),
-            negative_prompt=_words(row.get("negative_prompt")) or None,
-            seed=_seed(row.get("seed")),
-        )
+        return json.loads(line)
     except ValueError as error:
-        raise ValueError(f"prompt {number}: {error}") from None
+        return error
+
+
+def _prompt(number: int, row: Any) -> Prompt:
+    """The prompt of a row: text, a mapping with one of the columns, or the error that stood in its way."""
+    if isinstance(row, ValueError):
+        return Prompt(number, "", problem=f"is no JSON: {row}")
+    settings: dict[str, Any] = {}
+    if isinstance(row, dict):
+        column = next((column for column in COLUMNS if column in row), None)
+        if column is None:
+            return Prompt(number, "", problem=f"no column {', '.join(COLUMNS)}")
+        try:
+            settings = {
+                "guidance_scale": _guidance_scale(row.get("guidance_scale")),
+                "negative_prompt": _words(row.get("negative_prompt")) or None,
+                "seed": _seed(row.get("seed")),
+            }
+        except ValueError as error:
+            raise ValueError(f"prompt {number}: {error}") from None
+        row = "" if _is_missing(row[column]) else row[column]
+    if isinstance(row, int | float):
+        row = str(row)
+    if not isinstance(row, str):
+        return Prompt(number, "", problem=f"is no text but a {type(row).__name__}")
+    try:
+        row.encode()
+    except UnicodeEncodeError:
+        return Prompt(number, "", problem="holds half of a character (a lone surrogate)")
+    return Prompt(number, " ".join(row.split()), **settings)
 
 
 def _words(value: Any) -> str:

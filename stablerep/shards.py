@@ -5,6 +5,8 @@
     out/000000.parquet        a row per picture: where it lies in the tar, how it was made
     out/000000_stats.json     written last, after fsync: the shard is done if and only if this exists
 
+A picture that was painted and not kept has a row that says why, and no bytes: offset and size are 0.
+
 Tar bytes depend on the contents alone (sorted by prompt id and picture index, mtime 0): the same run gives the same
 file.
 """
@@ -15,6 +17,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +39,7 @@ class Picture:
     """One encoded picture and what its Parquet row says of how it was made."""
 
     index: int
-    data: bytes
+    data: bytes  # empty: the picture is not in the tar, only its row tells of it
     row: dict[str, Any]
 
 
@@ -67,26 +70,42 @@ class ImageIndex:
         return len(self.file)
 
 
-def start_dataset(out: Path, config: dict[str, Any]) -> None:
+def start_dataset(out: Path, config: dict[str, Any], run: dict[str, Any] | None = None) -> None:
     """Make `out` the home of one run: write its dataset.json, or check that the one there is the same run's.
+
+    config is what the bytes of the shards follow from; run, what else is good to know of the run that began here.
+    A dataset.json that was lost or damaged is written anew if the shards there were made with this config.
 
     Raises:
         UserError: the folder holds another run's shards, or files that are no run's.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--out {out} is a file, or lies below one; choose a folder") from error
     path = out / "dataset.json"
-    if path.exists():
-        refuse_other_run(out, _read_json(path)["config"], config)
+    if (dataset := read_dataset(out)) is not None:
+        refuse_other_run(out, dataset["config"], config)
         return
     sweep = [entry.parent.name for entry in out.glob("*/dataset.json")]
     if sweep:
         raise UserError(f"--out {out} holds a sweep ({', '.join(sorted(sweep)[:3])}); choose another --out for one run")
-    strangers = [entry.name for entry in out.iterdir() if not entry.name.endswith(".partial")]
-    if strangers:
+    strangers = [entry.name for entry in out.iterdir() if not entry.name.endswith(".partial") and entry != path]
+    if strangers and not _all_made_with(out, fingerprint(config)):
         raise UserError(
-            f"--out {out} holds files that are no run of ours ({strangers[0]}, ...); choose an empty folder"
+            f"--out {out} holds files that are no run of ours ({min(strangers)}, ...); choose an empty folder"
         )
-    atomic.write(path, json.dumps({"hash": fingerprint(config), "config": config}, indent=1).encode())
+    about = {"hash": fingerprint(config), "config": config, "run": run or {}}
+    atomic.write(path, json.dumps(about, indent=1).encode())
+
+
+def read_dataset(out: Path) -> dict[str, Any] | None:
+    """dataset.json: hash, config and run; None if it is missing or damaged."""
+    try:
+        dataset = json.loads((out / "dataset.json").read_text())
+        return {"run": {}} | dataset if dataset["hash"] == fingerprint(dataset["config"]) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def is_done(out: Path, shard: int) -> bool:
@@ -101,20 +120,48 @@ def is_done(out: Path, shard: int) -> bool:
     return True
 
 
-def write_shard(out: Path, shard: int, samples: Sequence[Sample]) -> None:
-    """Write one shard whole: tar, rows, then the stats that make it count. Each file is fsynced and renamed."""
+def write_shard(out: Path, shard: int, samples: Sequence[Sample], images_per_prompt: int = 0) -> None:
+    """Write one shard whole: tar, rows, then the stats that make it count. Each file is fsynced and renamed.
+
+    The stats count the prompts that kept some pictures, but fewer than images_per_prompt.
+
+    Raises:
+        UserError: the folder, or its dataset.json, has gone since start_dataset.
+    """
+    dataset = read_dataset(out)
+    if dataset is None:
+        raise UserError(f"--out {out} has lost its dataset.json while the run wrote to it; run the same command again")
     tar, rows = _pack(samples)
-    table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), table, compression="zstd")
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
+    table = buffer.getvalue()
+    # A shard that is made again must not count as done while one of its files is new and the other old: both tars may
+    # well be of the same length.
+    _stats_path(out, shard).unlink(missing_ok=True)
     atomic.write(out / f"{shard:06}.tar", tar)
-    atomic.write(out / f"{shard:06}.parquet", table.getvalue())
+    atomic.write(out / f"{shard:06}.parquet", table)
     stats = {
+        "run": dataset["hash"],
         "prompts": len(samples),
-        "images": len(rows),
+        "images": sum(row["kept"] for row in rows),
         "tar_bytes": len(tar),
         "tar_sha256": hashlib.sha256(tar).hexdigest(),
+        "parquet_sha256": hashlib.sha256(table).hexdigest(),
+        "short": sum(0 < _kept(sample) < images_per_prompt for sample in samples),
+        "reasons": dict(sorted(Counter(row["reason"] for row in rows if row.get("reason")).items())),
     }
     atomic.write(_stats_path(out, shard), json.dumps(stats).encode())
+
+
+def read_stats(out: Path) -> Iterator[dict[str, Any]]:
+    """What the stats file of each done shard says."""
+    for path in done_stats(out):
+        yield _read_json(path)
+
+
+def done_stats(out: Path) -> list[Path]:
+    """The stats files of the done shards, in the order of the shards."""
+    return sorted(out.glob("[0-9]*_stats.json"))
 
 
 def index_images(path: Path) -> ImageIndex:
@@ -130,7 +177,7 @@ def index_shards(out: Path) -> ImageIndex:
     Raises:
         UserError: no done shard, or a shard whose tar or rows are missing, cut short or unreadable.
     """
-    done = sorted(out.glob("[0-9]*_stats.json"))
+    done = done_stats(out)
     if not done:
         raise UserError(f"{out} holds no finished shard; run stablerep-gen --out {out} again to go on")
     opened = [_open_shard(stats_path) for stats_path in done]
@@ -168,11 +215,13 @@ def index_folder(folder: Path) -> ImageIndex:
 
 
 def read_pictures(out: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each picture of the done shards: its Parquet row and its encoded bytes."""
-    for stats_path in sorted(out.glob("[0-9]*_stats.json")):
+    """Each picture in the tars of the done shards: its Parquet row and its encoded bytes."""
+    for stats_path in done_stats(out):
         tar = out / stats_path.name.replace("_stats.json", ".tar")
         with tar.open("rb") as file:
             for row in pq.read_table(tar.with_suffix(".parquet")).to_pylist():
+                if row["size"] == 0:
+                    continue
                 file.seek(row["offset"])
                 yield row, file.read(row["size"])
 
@@ -210,20 +259,23 @@ def _pack(samples: Sequence[Sample]) -> tuple[bytes, list[dict[str, Any]]]:
 
         for sample in sorted(samples, key=lambda sample: sample.prompt_id):
             key = f"{sample.prompt_id:09}"
-            about = {"prompt_id": sample.prompt_id, "prompt": sample.prompt, "num_images": len(sample.pictures)}
-            add(f"{key}.json", json.dumps(about | sample.settings, ensure_ascii=False).encode())
+            num_images = _kept(sample)
+            about = {"prompt_id": sample.prompt_id, "prompt": sample.prompt, "num_images": num_images}
+            if num_images:  # WebDataset readers stumble over a key without a picture
+                add(f"{key}.json", json.dumps(about | sample.settings, ensure_ascii=False).encode())
             for picture in sorted(sample.pictures, key=lambda picture: picture.index):
-                offset = add(f"{key}.{picture.index}.{sample.ending}", picture.data)
+                name = f"{key}.{picture.index}.{sample.ending}"
+                offset = add(name, picture.data) if picture.data else 0
                 rows.append(
                     {
                         "prompt_id": sample.prompt_id,
                         "index": picture.index,
                         "prompt": sample.prompt,
-                        "kept": True,
+                        "kept": bool(picture.data),
                         **picture.row,
                         "offset": offset,
                         "size": len(picture.data),
-                        "sha256": hashlib.sha256(picture.data).hexdigest(),
+                        "sha256": hashlib.sha256(picture.data).hexdigest() if picture.data else "",
                     }
                 )
     return buffer.getvalue(), rows
@@ -233,7 +285,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+        raise UserError(f"{path} is damaged ({error}); run the same stablerep-gen command again to mend it") from error
+
+
+def _kept(sample: Sample) -> int:
+    return sum(bool(picture.data) for picture in sample.pictures)
+
+
+def _all_made_with(out: Path, run: str) -> bool:
+    """Whether there are done shards, and all of them were made by the run with this hash."""
+    stats = list(read_stats(out))
+    return bool(stats) and all(each.get("run") == run for each in stats)
 
 
 def _stats_path(out: Path, shard: int) -> Path:

@@ -119,3 +119,13 @@ def test_a_bad_value_names_its_prompt(tmp_path: Path, column: str, value: object
 def test_missing_file() -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_prompts(Path("nowhere.txt"))
+
+
+def test_a_row_without_text_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    rows = ['{"prompt": "a bag"}', '{"prompt": ["a", "coat"]}', '{"name": "x"}', '{"pro', '"\\ud83d"', "7", "null"]
+    (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    prompts = read_prompts(tmp_path / "p.jsonl")
+    assert [prompt.text for prompt in prompts] == ["a bag", "", "", "", "", "7", ""]
+    words = ["", "is no text but a list", "no column prompt", "is no JSON", "a lone surrogate", "", "NoneType"]
+    assert [word in prompt.problem for word, prompt in zip(words, prompts, strict=True)] == [True] * 7
+    assert [bool(prompt.problem) for prompt in prompts] == [bool(word) for word in words]

@@ -142,3 +142,62 @@ def test_full_disk_leaves_no_half_file(out: Path, monkeypatch: pytest.MonkeyPatc
     assert not list(out.glob("*.partial"))
     assert not shards.is_done(out, 2)
     assert len(shards.index_images(out)) == 12
+
+
+def test_a_shard_made_again_does_not_count_while_half_of_it_is_old(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = atomic.write
+
+    def stop_after_the_tar(path: Path, data: bytes) -> None:
+        if path.suffix == ".parquet":
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(atomic, "write", stop_after_the_tar)
+    with pytest.raises(KeyboardInterrupt):
+        shards.write_shard(out, 1, samples(3)[:2])  # shorter, but tars are padded: the same length
+    assert not shards.is_done(out, 1)
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "another"])
+def test_dataset_json_comes_back_if_the_shards_are_of_this_run(out: Path, damage: str) -> None:
+    path = out / "dataset.json"
+    whole = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:40] if damage == "cut" else whole.replace(b'"seed": 7', b'"seed": 9'))
+    with pytest.raises(UserError, match="no run of ours"):
+        shards.start_dataset(out, {"num_images_per_prompt": 2, "seed": 8})
+    shards.start_dataset(out, {"num_images_per_prompt": 2, "seed": 7})
+    assert path.read_bytes() == whole
+
+
+def test_a_folder_lost_in_the_middle_takes_no_shard(out: Path) -> None:
+    (out / "dataset.json").unlink()
+    with pytest.raises(UserError, match="run the same command again"):
+        shards.write_shard(out, 2, samples(6))
+    assert not list(out.glob("000002*"))
+
+
+@pytest.mark.parametrize("below", ["file", "file/below"])
+def test_out_is_a_file(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose a folder"):
+        shards.start_dataset(tmp_path / below, {"seed": 7})
+
+
+def test_a_rejected_picture_has_a_row_and_no_bytes(tmp_path: Path) -> None:
+    shards.start_dataset(tmp_path, {"num_images_per_prompt": 1})
+    rejected = shards.Picture(0, b"", {"reason": "flat"})
+    kept = shards.Picture(1, picture(9), {"reason": ""})
+    made = [shards.Sample(0, "a", "png", [rejected, kept]), shards.Sample(1, "b", "png", [rejected])]
+    shards.write_shard(tmp_path, 0, made)
+    assert len(shards.index_shards(tmp_path)) == 1
+    assert [(row["prompt_id"], row["index"], data) for row, data in shards.read_pictures(tmp_path)] == [
+        (0, 1, picture(9))
+    ]
+    with tarfile.open(tmp_path / "000000.tar") as tar:
+        assert tar.getnames() == ["000000000.json", "000000000.1.png"]
+        assert json.load(tar.extractfile("000000000.json"))["num_images"] == 1
+    stats = json.loads((tmp_path / "000000_stats.json").read_text())
+    assert (stats["images"], stats["reasons"]) == (1, {"flat": 2})

@@ -15,11 +15,17 @@ SCHEDULERS = (
     "lcm", "lms", "pndm", "sde-dpmsolver++", "tcd", "unipc",
 )  # fmt: skip
 FORMATS = ("jpg", "png", "webp")
+SCREENS = ("keep", "flag", "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Paint K pictures of every prompt into shards."""
+    """Paint K pictures of every prompt into shards.
+
+    stablerep-gen --verify OUT reads and decodes every picture of such a folder and names what is damaged or missing.
+    stablerep-gen --repair OUT paints those shards again; what is whole stays. It goes by the flags that dataset.json
+    recorded; give --prompts, --model, --device or --batch-size where they have changed since.
+    """
 
     prompts: Path
     """File of prompts: .txt (one a line), .csv, .jsonl or .parquet (column prompt, caption or text; columns
@@ -69,8 +75,22 @@ class GenerateConfig:
     prompts_per_shard: int = 100
     """A stop loses at most the shard at work."""
 
+    screen: str = "flag"
+    """flat pictures and near-duplicates within a prompt: keep looks for none, flag names them in the shard's rows and
+    keeps them (costs 0.1 % and changes no picture), drop leaves them out and paints others. A picture with values that
+    are no numbers, which would be black, is never kept."""
+
+    screen_retries: int = 2
+    """Rounds of new pictures, with indices K, K + 1, ..., for those that were not kept."""
+
+    flat_below: float = 4.0
+    """Flat: the grey levels (0..255) have a standard deviation below this."""
+
+    duplicate_within: int = 2
+    """Near-duplicate: the 64-bit perceptual hash differs from an earlier picture's in at most so many bits. -1: off."""
+
     batch_size: int = 64
-    """Pictures painted at once."""
+    """Pictures painted at once; halved, and said, when they do not fit into the device's memory."""
 
     seed: int = 0
     """Noise is a function of (seed, prompt id, picture index) alone."""
@@ -78,10 +98,17 @@ class GenerateConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    dry_run: bool = False
+    """Paint one batch, write nothing, and print how many pictures, bytes and hours the run would take."""
+
+    usd_per_hour: float | None = None
+    """What the machine costs; --dry-run then prints what the run would cost."""
+
     def __post_init__(self) -> None:
         check_choice("--engine", self.engine, ENGINES)
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
         check_choice("--image-format", self.image_format, FORMATS)
+        check_choice("--screen", self.screen, SCREENS)
         for name in ("num_images_per_prompt", "num_inference_steps", "prompts_per_shard", "batch_size"):
             _at_least_one(name, getattr(self, name))
         if self.image_size is not None:
@@ -92,6 +119,14 @@ class GenerateConfig:
         object.__setattr__(self, "lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora))
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"--guidance-rescale must be between 0 and 1, got {self.guidance_rescale}")
+        if self.usd_per_hour is not None and not (self.dry_run and 0 <= self.usd_per_hour < float("inf")):
+            raise UserError(f"--usd-per-hour {self.usd_per_hour} must be a price, and goes with --dry-run")
+        if not 0 <= self.screen_retries <= 100:
+            raise UserError(f"--screen-retries must be between 0 and 100, got {self.screen_retries}")
+        if not 0 <= self.flat_below <= 128:
+            raise UserError(f"--flat-below must be between 0 and 128 grey levels, got {self.flat_below}")
+        if not -1 <= self.duplicate_within <= 64:
+            raise UserError(f"--duplicate-within must be between -1 and 64 bits, got {self.duplicate_within}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed must be between 0 and 2^63 - 1, got {self.seed}")
 
@@ -111,9 +146,10 @@ class GenerateConfig:
         """The fields that a picture's pixels depend on, besides the prompt and the weights."""
         names = ("engine", "guidance_scale", "num_inference_steps", "scheduler", "negative_prompt")
         more = ("image_size", "image_format", "seed", "num_images_per_prompt", "prompts_per_shard")
+        screening = ("screen", "screen_retries", "flat_below", "duplicate_within")
         # What came later counts only where it is used: folders of earlier versions go on.
         later = {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
-        return {name: getattr(self, name) for name in (*names, *more)} | later
+        return {name: getattr(self, name) for name in (*names, *more, *screening)} | later
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,25 @@ from stablerep.generate.noise import picture_noise
 from stablerep.generate.schedule import Schedule
 
 
-@torch.inference_mode()
 def sample(
+    engine: Engine,
+    schedule: Schedule | DiffusersSchedule,
+    text: Tensor,  # [B, T, D]
+    negative_text: Tensor,  # [1, T, D] or [B, T, D]
+    prompt_ids: Tensor,  # [B] int64
+    indices: Tensor,  # [B] int64, which picture of its prompt
+    *,
+    image_size: int | None = None,
+    **settings: Any,  # as in sample_decoded
+) -> Tensor:  # [B, H, W, 3] uint8 on the device of text
+    """Paint one batch: sample_decoded, and to_pixels."""
+    return ops.to_pixels(
+        sample_decoded(engine, schedule, text, negative_text, prompt_ids, indices, **settings), image_size
+    )
+
+
+@torch.inference_mode()
+def sample_decoded(
     engine: Engine,
     schedule: Schedule | DiffusersSchedule,
     text: Tensor,  # [B, T, D]
@@ -28,8 +46,7 @@ def sample(
     guidance_scale: float | Sequence[float],  # one, or [B]
     seed: int | Sequence[int],  # one, or [B]
     guidance_rescale: float = 0.0,
-    image_size: int | None = None,
-) -> Tensor:  # [B, H, W, 3] uint8 on the device of text
+) -> Tensor:  # [B, 3, H, W] on the device of text, as the VAE leaves it, about -1..1
     """Paint one batch. A picture depends on (seed, prompt id, index), not on its neighbours in the batch.
 
     Guidance (Ho and Salimans 2022) runs as one batch of two; where every scale is 1 the unguided half is left out.
@@ -62,7 +79,7 @@ def sample(
             if guided and guidance_rescale:
                 output = guide(output, scale, guidance_rescale)  # [B, ...]: the fused step has no more to guide
             latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
-    return ops.to_pixels(engine.decode(latents.to(text.dtype)), image_size)
+    return engine.decode(latents.to(text.dtype))
 
 
 def is_guided(guidance_scale: float | Sequence[float]) -> bool:

@@ -1,0 +1,139 @@
+"""`stablerep-gen --dry-run`: what a run would make, take and cost, from one painted batch. Writes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stablerep import distributed, shards
+from stablerep.config import UserError
+from stablerep.generate.config import GenerateConfig
+from stablerep.generate.diffusers_schedule import open_schedule
+from stablerep.generate.engines.opening import open_engine
+from stablerep.generate.engines.store import store_at
+from stablerep.generate.job import encode_picture
+from stablerep.generate.origin import check_same_run
+from stablerep.generate.paint import BatchSize, Painter, paint_shard
+from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.sampler import is_guided
+from stablerep.generate.settings import settings_of
+from stablerep.prompts import Prompt, read_prompts
+
+MOST_SECONDS = 60.0  # for the batch that is measured, if one picture alone is slow
+TAR_BLOCK = 512  # a member is a block of header and whole blocks of data; a prompt has one for its JSON
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is to be expected of a run."""
+
+    prompts: int
+    images: int  # all of the run
+    images_there: int  # in finished shards already
+    image_bytes: float  # mean over the sample, in the tar
+    sampled: int  # pictures painted for this
+    batch_size: int
+    images_per_second: float
+    device: str
+    usd_per_hour: float | None
+
+    @property
+    def hours(self) -> float:
+        return (self.images - self.images_there) / self.images_per_second / 3600
+
+    @property
+    def bytes(self) -> float:
+        return self.images * self.image_bytes + self.prompts * 2 * TAR_BLOCK
+
+    def __str__(self) -> str:
+        there = f", {self.images_there:,} of them there already" if self.images_there else ""
+        kind = "CPU-hours" if self.device == "cpu" else "GPU-hours"
+        lines = [
+            f"prompts    {self.prompts:,}",
+            f"images     {self.images:,}{there}",
+            f"bytes      {_bytes(self.bytes)}: {_bytes(self.image_bytes)} a picture, mean of {self.sampled} painted",
+            f"{kind}  {_number(self.hours)}: {_number(self.images_per_second)} images/s on {self.device} "
+            f"in a batch of {self.batch_size}, without new pictures for those that screening drops",
+        ]
+        if self.usd_per_hour is not None:
+            lines.append(f"cost       ${self.hours * self.usd_per_hour:,.2f} at ${self.usd_per_hour:,.2f} an hour")
+        return "\n".join(lines)
+
+
+def estimate(config: GenerateConfig) -> Estimate:
+    """Paint one batch of prompts from the whole file, after one picture to warm up, and reckon up the run.
+
+    Raises:
+        UserError: what generate() would refuse.
+    """
+    if not isinstance(config.guidance_scale, float):
+        raise UserError(f"--dry-run takes one --guidance-scale, got {config.guidance_scale}")
+    prompts = read_prompts(Path(config.prompts))
+    with distributed.start(config.device) as device:
+        pipeline = open_pipeline(config.model, device, config.lora)
+        schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
+        guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
+        engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
+        check_same_run(config, prompts, engine.name, pipeline.weights_hash)
+
+        def paint(count: int) -> tuple[list[int], float, int]:
+            """Sizes of the encoded pictures, seconds a picture, and the batch that fitted."""
+            chosen, k = _spread(prompts, count, config.num_images_per_prompt)
+            sample = dataclasses.replace(config, num_images_per_prompt=k, screen_retries=0)
+            painter = Painter(pipeline, engine, schedule, sample, BatchSize(config.batch_size))
+            start = time.perf_counter()
+            painted = [picture for of_prompt in paint_shard(painter, chosen) for picture in of_prompt]
+            middle = time.perf_counter()
+            sizes = [
+                len(encode_picture(each.pixels, config.image_format)) for each in painted if each.pixels is not None
+            ]
+            # A run encodes one shard while it paints the next: the slower of the two counts.
+            seconds = max(middle - start, time.perf_counter() - middle) / len(painted)
+            return sizes, seconds, min(len(painted), painter.batch_size.value)
+
+        _, seconds, _ = paint(1)
+        images = len(prompts) * config.num_images_per_prompt
+        sizes, seconds, batch = paint(max(1, min(config.batch_size, images, int(MOST_SECONDS / seconds))))
+    in_tar = [TAR_BLOCK * (1 + math.ceil(size / TAR_BLOCK)) for size in sizes]
+    return Estimate(
+        prompts=len(prompts),
+        images=images,
+        images_there=_there(config, len(prompts)),
+        image_bytes=sum(in_tar) / max(len(in_tar), 1),
+        sampled=len(sizes),
+        batch_size=batch,
+        images_per_second=1 / seconds,
+        device=device.type,
+        usd_per_hour=config.usd_per_hour,
+    )
+
+
+def _spread(prompts: Sequence[Prompt], count: int, k: int) -> tuple[list[Prompt], int]:
+    """About count pictures: prompts from the whole file, and how many of each."""
+    paintable = [prompt for prompt in prompts if not prompt.problem]
+    rows = min(count, len(paintable))
+    return [paintable[i * len(paintable) // rows] for i in range(rows)], min(k, math.ceil(count / rows))
+
+
+def _there(config: GenerateConfig, prompts: int) -> int:
+    """Pictures of finished shards."""
+    each, out = config.prompts_per_shard, Path(config.out)
+    firsts = range(0, prompts, each)
+    done = [first for number, first in enumerate(firsts) if shards.is_done(out, number)]
+    return config.num_images_per_prompt * sum(min(each, prompts - first) for first in done)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
