@@ -113,7 +113,7 @@ CHANGES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "a row more": (lambda lines: [*lines, "more"], "it had 4 rows, has 5"),
     "a word not yet painted": (
         lambda lines: [*lines[:3], "another"],
-        "a row after 1, the last one painted, has changed",
+        "a row after 1, the last one painted, or what a row says besides its text has changed",
     ),
     "another order": (lambda lines: [lines[1], lines[0], *lines[2:]], "row 0 was 'a photo of a dark slim sneaker', is"),
 }
