@@ -5,12 +5,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from stablerep.generate.engines import export, onnx
+from stablerep.generate.engines.opening import open_engine
+from stablerep.generate.engines.store import Store
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 
 
 @pytest.fixture(scope="session")
 def pipeline() -> Pipeline:
     return open_pipeline("default", torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def onnx_store(tmp_path_factory: pytest.TempPathFactory, pipeline: Pipeline) -> Path:
+    """A folder with the embedded default's onnx engine, verified; for reading: copy it to change it."""
+    if reason := export.why_not() or onnx.why_not(torch.device("cpu"), torch.float32):
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("onnx") / "store"
+    open_engine("onnx", pipeline, Store(folder), batch_size=2)
+    return folder
 
 
 @pytest.fixture

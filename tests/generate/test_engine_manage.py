@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from stablerep import cli
-from stablerep.generate.engines import export, manage, onnx
 from stablerep.generate.engines.store import Broken, Entry, Store
-
-pytestmark = pytest.mark.skipif(
-    export.why_not() is not None or onnx.why_not(torch.device("cpu"), torch.float32) is not None,
-    reason="the onnx extra is missing",
-)
 
 
 @pytest.fixture
-def engine_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with the embedded default's VAE decoder; the UNet takes longer to export and shows nothing more."""
-    parts_of = manage.parts_of
-    monkeypatch.setattr(manage, "parts_of", lambda pipeline: {"vae_decoder": parts_of(pipeline)["vae_decoder"]})
-    cli.engine(["build", "--engine-dir", str(tmp_path), "--batch-size", "2"])
-    return tmp_path
+def engine_dir(onnx_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(onnx_store, tmp_path / "engines"))
 
 
 def test_build_list_verify_prune(engine_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--engine-dir", str(engine_dir)]
     cli.engine(["build", *where, "--batch-size", "2"])
     text = capsys.readouterr()
-    assert "vae_decoder-onnx-" in text.out and "equals torch: cosine 1.0000" in text.out
+    assert "unet-onnx-" in text.out and "vae_decoder-onnx-" in text.out and "equals torch: cosine 1.0000" in text.out
     assert "building" not in text.err  # it is there already
     cli.engine(["list", *where])
     assert "equals torch" in capsys.readouterr().out
@@ -39,25 +29,25 @@ def test_build_list_verify_prune(engine_dir: Path, capsys: pytest.CaptureFixture
     cli.engine(["prune", *where])
     assert "removed" not in capsys.readouterr().out  # nothing is wrong with it
 
-    [entry] = Store(engine_dir).entries()
+    entry = Store(engine_dir).entries()[-1]
     assert isinstance(entry, Entry)
     [place] = entry.verified
     entry.with_verified(place, {"ok": False, "reason": "differs from torch: cosine 0.1"})
     cli.engine(["prune", "--dry-run", *where])
     assert "would be removed: on cpu, onnxruntime" in capsys.readouterr().out
-    assert len(Store(engine_dir).entries()) == 1
+    assert len(Store(engine_dir).entries()) == 2
 
     (entry.folder / "engine.json").write_text("{")
     cli.engine(["list", *where])
     assert "cannot run here: engine.json cannot be read" in capsys.readouterr().out
-    assert isinstance(Store(engine_dir).entries()[0], Broken)
+    assert isinstance(Store(engine_dir).entries()[-1], Broken)
     cli.engine(["prune", *where])
     assert "removed: engine.json cannot be read" in capsys.readouterr().out
-    assert Store(engine_dir).entries() == []
+    assert len(Store(engine_dir).entries()) == 1
 
 
 def test_verify_of_a_damaged_engine_ends_in_one_line(engine_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [entry] = Store(engine_dir).entries()
+    entry = Store(engine_dir).entries()[-1]
     weights = entry.folder / "model.onnx"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(SystemExit) as stop:
