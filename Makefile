@@ -44,6 +44,8 @@ bench: setup ## measure, record in benchmarks/results, print
 	$(PY) -m pytest benchmarks --benchmark -q
 	$(PY) -m benchmarks.table --plot benchmarks/results/latest.png
 
+NATIVE_OPS := philox_normal guided_step to_pixels strong_augment
+
 # A venv without the editable install's hook, started where no stablerep folder lies: the package of build/sanitize is
 # the one that is found.
 sanitize: setup ## run the native ops' tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -56,7 +58,8 @@ sanitize: setup ## run the native ops' tests under AddressSanitizer and Undefine
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  venv/bin/python -m pytest -q -p no:cacheprovider -c ../../pyproject.toml --import-mode=append \
-	  -o pythonpath=build/sanitize/package ../../tests/ops
+	  -o pythonpath=build/sanitize/package \
+	  $(NATIVE_OPS:%=../../tests/ops/test_%.py)
 
 # Without network: WHEELS=dir holds wheels of what this machine's own Python lacks; torch comes from that Python.
 gpu-check: GPU_VENV := $(if $(WHEELS),build/gpu-check,$(VENV))
