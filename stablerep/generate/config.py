@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stablerep.config import UserError, check_choice
+from stablerep.storage import Folder, place
 
 ENGINES = ("torch", "onnx", "trt", "auto")
 FUSED_SCHEDULERS = ("ddim", "dpmsolver++", "euler")  # one kernel a step; the others are diffusers' own
@@ -31,8 +32,12 @@ class GenerateConfig:
     """File of prompts: .txt (one a line), .csv, .jsonl or .parquet (column prompt, caption or text; columns
     guidance_scale, negative_prompt and seed, where not empty, win over the run's own)."""
 
-    out: Path
-    """Folder for the shards. The same command again goes on where it stopped."""
+    out: str | Path
+    """Folder for the shards, or a URL: s3://bucket/run, gs://, az:// or what else fsspec opens. The same command again
+    goes on where it stopped."""
+
+    staging: Path | None = None
+    """Folder where finished shards wait for their upload to a URL; ~/.cache/stablerep/staging if not given."""
 
     model: str = "default"
     """Diffusers pipeline of the Stable Diffusion 1.x/2.x kind: a folder, a hub name, or the embedded default."""
@@ -109,6 +114,7 @@ class GenerateConfig:
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
         check_choice("--image-format", self.image_format, FORMATS)
         check_choice("--screen", self.screen, SCREENS)
+        object.__setattr__(self, "out", out if isinstance(out := place(self.out), Path) else str(out))
         for name in ("num_images_per_prompt", "num_inference_steps", "prompts_per_shard", "batch_size"):
             _at_least_one(name, getattr(self, name))
         if self.image_size is not None:
@@ -141,6 +147,11 @@ class GenerateConfig:
                 raise UserError(f"--guidance-scale names {scale:g} twice; each run of a sweep needs its own value")
         given = tuple(float(scale) + 0.0 for scale in scales)  # 2, 2.0 and [2] are one run; so are 0 and -0
         object.__setattr__(self, "guidance_scale", given if len(given) > 1 else given[0])
+
+    @property
+    def folder(self) -> Folder:
+        """What out names."""
+        return place(self.out)
 
     def picture_fields(self) -> dict[str, Any]:
         """The fields that a picture's pixels depend on, besides the prompt and the weights."""

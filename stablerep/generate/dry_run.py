@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stablerep import distributed, shards
+from stablerep import distributed
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
@@ -19,6 +19,7 @@ from stablerep.generate.job import encode_picture
 from stablerep.generate.origin import check_same_run
 from stablerep.generate.paint import BatchSize, Painter, paint_shard
 from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.publish import read_done
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
@@ -121,9 +122,8 @@ def _spread(prompts: Sequence[Prompt], count: int, k: int) -> tuple[list[Prompt]
 
 def _there(config: GenerateConfig, prompts: int) -> int:
     """Pictures of finished shards."""
-    each, out = config.prompts_per_shard, Path(config.out)
-    firsts = range(0, prompts, each)
-    done = [first for number, first in enumerate(firsts) if shards.is_done(out, number)]
+    each, done_shards = config.prompts_per_shard, read_done(config.folder)
+    done = [first for number, first in enumerate(range(0, prompts, each)) if number in done_shards]
     return config.num_images_per_prompt * sum(min(each, prompts - first) for first in done)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
+
+from stablerep.storage import Folder
 
 NON_FINITE = "non-finite"  # the reasons that leave a picture out whatever the policy
 UNREADABLE = "unreadable prompt"
@@ -16,7 +17,7 @@ UNREADABLE = "unreadable prompt"
 class GenerateSummary:
     """What is in the folder now, and what this call added."""
 
-    out: Path
+    out: Folder
     images: int  # kept, in the folder now
     images_made: int  # kept, by this call
     seconds: float  # from the first prompt to the last shard, without opening the model
@@ -47,7 +48,7 @@ class GenerateSummary:
         if self.images_made:
             made += f" in {self.seconds:.1f} s, {self.images_per_second:.1f} images/s"
         if self.wait_share >= 0.01:
-            made += f", {self.wait_share:.0%} of it waiting for the disk"
+            made += f", {self.wait_share:.0%} of it waiting for writing"
         notes = [
             f"{count} prompts {what}"
             for count, what in (
