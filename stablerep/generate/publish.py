@@ -155,7 +155,6 @@ class Uploader:
             )
         for name in (tar, rows, stats):
             (self._out / name).upload(self._folder / name)
-        self._sizes[stats] = 0
         for name in (stats, tar, rows):
             (self._folder / name).unlink()
 
