@@ -12,6 +12,7 @@ from torch import Tensor
 from stablerep import ops
 from stablerep.config import UserError
 from stablerep.generate import screen
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.engines import Engine
@@ -22,8 +23,8 @@ from stablerep.generate.settings import settings_of
 from stablerep.generate.summary import NON_FINITE, UNREADABLE
 from stablerep.prompts import Prompt
 
-# Embeddings [N, T, D] of the different negative prompts, and of each prompt of a shard [P] which of them is its own.
-Negatives = tuple[Tensor, Tensor]
+# The different negative prompts encoded, N rows, and of each prompt of a shard [P] which of them is its own.
+Negatives = tuple[Conditioning, Tensor]
 
 log = logging.getLogger("stablerep.generate")
 
@@ -100,7 +101,7 @@ def paint_shard(
     which may move single pixels by one level. A prompt that cannot be read has K pictures that are not kept.
     """
     config, k = painter.config, painter.config.num_images_per_prompt
-    embeddings, problems = _encode(painter.pipeline, prompts)
+    conditioning, problems = _encode(painter.pipeline, prompts)
     texts = [settings_of(prompt, config).negative_prompt for prompt in prompts]
     negative = _encode_negatives(painter.pipeline, texts)
     for row, problem in problems.items():
@@ -109,7 +110,7 @@ def paint_shard(
     lacking = dict.fromkeys(candidates, k)
     for _ in range(1 + config.screen_retries):
         wanted = [(row, len(candidates[row].marks) + i) for row, count in lacking.items() for i in range(count)]
-        for done, pixels, marks in _batches(painter, prompts, embeddings, negative, wanted):
+        for done, pixels, marks in _batches(painter, prompts, conditioning, negative, wanted):
             for (row, _), picture, mark in zip(done, pixels, screen.split(marks), strict=True):
                 candidates[row].pixels.append(picture)
                 candidates[row].marks.append(mark)
@@ -133,14 +134,18 @@ def _verdicts(candidates: _Candidates, config: GenerateConfig) -> list[Painted]:
 
 
 def _batches(
-    painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, wanted: list[tuple[int, int]]
+    painter: Painter,
+    prompts: Sequence[Prompt],
+    conditioning: Conditioning,
+    negative: Negatives,
+    wanted: list[tuple[int, int]],
 ) -> Iterator[tuple[list[tuple[int, int]], Tensor, screen.Marks]]:
     """Paint (row, index) pairs in order, as many at once as fit: the pairs, pixels and marks, these on the host."""
     start = 0
     while start < len(wanted):
         take = wanted[start : start + painter.batch_size.value]
         try:
-            pixels, marks = _batch(painter, prompts, embeddings, negative, take)
+            pixels, marks = _batch(painter, prompts, conditioning, negative, take)
         except torch.OutOfMemoryError as error:
             painter.batch_size.halve(painter.device, error.with_traceback(None))  # its frames hold the batch
             continue
@@ -149,7 +154,11 @@ def _batches(
 
 
 def _batch(
-    painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, take: list[tuple[int, int]]
+    painter: Painter,
+    prompts: Sequence[Prompt],
+    conditioning: Conditioning,
+    negative: Negatives,
+    take: list[tuple[int, int]],
 ) -> tuple[Tensor, screen.Marks]:
     config = painter.config
     rows, indices = torch.tensor(take).unbind(1)
@@ -158,7 +167,7 @@ def _batch(
     decoded = sample_decoded(
         painter.engine,
         painter.schedule,
-        embeddings[rows.to(painter.device)],
+        conditioning[rows.to(painter.device)],
         negatives[row_of_negative[rows].to(painter.device)],
         torch.tensor([prompts[row].id for row, _ in take]),
         indices,
@@ -177,8 +186,8 @@ def _encode_negatives(pipeline: Pipeline, texts: Sequence[str]) -> Negatives:
     return pipeline.encode(list(different)), torch.tensor([different[text] for text in texts])
 
 
-def _encode(pipeline: Pipeline, prompts: Sequence[Prompt]) -> tuple[Tensor, dict[int, str]]:
-    """Embeddings [P, T, D], and by row why a prompt has none (its embedding is the empty text's).
+def _encode(pipeline: Pipeline, prompts: Sequence[Prompt]) -> tuple[Conditioning, dict[int, str]]:
+    """A row a prompt, and by row why a prompt has none (its row is the empty text's).
 
     Raises:
         Exception: what the text encoder raises, if it does so for every prompt: then it is not the prompts.
