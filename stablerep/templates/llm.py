@@ -128,7 +128,7 @@ def why_unfit(caption: str | None, concept: str, taken: Collection[str]) -> str:
 
 def _first_line(text: str) -> str:
     lines = text.strip().splitlines()
-    return " ".join(lines[0].split()).strip("\"'`*“”") if lines else ""
+    return " ".join(lines[0].split()).strip("\"'`*“” ") if lines else ""
 
 
 def _draws(key: str) -> list[float]:
