@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -160,6 +161,7 @@ def write_shard(out: Path, shard: int, samples: Sequence[Sample], images_per_pro
         "parquet_sha256": hashlib.sha256(table).hexdigest(),
         "short": sum(0 < _kept(sample) < images_per_prompt for sample in samples),
         "reasons": dict(sorted(Counter(row["reason"] for row in rows if row.get("reason")).items())),
+        **_scores(rows),
     }
     atomic.write(_stats_path(out, shard), json.dumps(stats).encode())
     return stats
@@ -311,6 +313,16 @@ def _parse(path: Folder, data: bytes) -> dict[str, Any]:
 
 def _kept(sample: Sample) -> int:
     return sum(bool(picture.data) for picture in sample.pictures)
+
+
+def _scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each column that is a score, how many kept pictures have one and their sum; nothing where there is none."""
+    scores = {}
+    for name in (name for name in next(iter(rows), {}) if name.endswith("_score")):
+        known = [row[name] for row in rows if row["kept"] and not math.isnan(row[name])]
+        if known:
+            scores[name] = [len(known), math.fsum(known)]
+    return {"scores": scores} if scores else {}
 
 
 def _all_made_with(out: Folder, run: str) -> bool:

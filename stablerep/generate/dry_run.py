@@ -21,6 +21,7 @@ from stablerep.generate.paint import BatchSize, Painter, paint_shard
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.publish import read_done
 from stablerep.generate.sampler import is_guided
+from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 
@@ -79,13 +80,14 @@ def estimate(config: GenerateConfig) -> Estimate:
         schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
         guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
         engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
+        scorer = open_scorer(config, device)
         check_same_run(config, prompts, engine.name, pipeline.weights_hash)
 
         def paint(count: int) -> tuple[list[int], float, int]:
             """Sizes of the encoded pictures, seconds a picture, and the batch that fitted."""
             chosen, k = _spread(prompts, count, config.num_images_per_prompt)
             sample = dataclasses.replace(config, num_images_per_prompt=k, screen_retries=0)
-            painter = Painter(pipeline, engine, schedule, sample, BatchSize(config.batch_size))
+            painter = Painter(pipeline, engine, schedule, sample, BatchSize(config.batch_size), scorer)
             start = time.perf_counter()
             painted = [picture for of_prompt in paint_shard(painter, chosen) for picture in of_prompt]
             middle = time.perf_counter()

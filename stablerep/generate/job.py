@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from stablerep import distributed, shards
 from stablerep.config import UserError
-from stablerep.generate import sweep
+from stablerep.generate import screen, sweep
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.engines.opening import open_engine
@@ -28,8 +27,9 @@ from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.publish import ShardWriter, open_writer
 from stablerep.generate.sampler import is_guided
+from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
-from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, reasons_in
+from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, mean_scores, reasons_in
 from stablerep.prompts import Prompt, read_prompts
 from stablerep.runlog import Progress, progress
 from stablerep.storage import reach, write
@@ -72,10 +72,11 @@ def _generate(
     schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
     engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
+    scorer = open_scorer(config, device)
     start_dataset(config, prompts, engine.name, pipeline.weights_hash)
 
     blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]
-    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size))
+    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size), scorer)
     with open_writer(out, config.staging) as writer:
         missing = writer.missing(len(blocks), again)
         tally = _Tally()
@@ -95,6 +96,7 @@ def _generate(
         prompts_short=sum(each["short"] for each in stats),
         screen=config.screen,
         screened=dict(sorted(reasons.items())),
+        scores=mean_scores(stats),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         engine=engine.name,
         batch_size=painter.batch_size.value,
@@ -207,9 +209,7 @@ def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> s
         "height": 0 if pixels is None else pixels.shape[0],
         "reason": painted.reason,
     }
-    if config.screen != "keep":
-        row["contrast"] = math.nan if mark is None else round(mark.contrast, 3)
-        row["phash"] = "" if mark is None else f"{mark.phash:016x}"
+    row |= screen.columns(mark, config)
     return shards.Picture(painted.index, b"" if pixels is None else encode_picture(pixels, config.image_format), row)
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from stablerep import shards
 from stablerep.config import UserError, refuse_other_run, to_dict
+from stablerep.generate import scores
 from stablerep.generate.config import GenerateConfig
 from stablerep.prompts import Prompt
 from stablerep.storage import Folder, read_all
@@ -50,7 +51,8 @@ def check_same_run(config: GenerateConfig, prompts: Sequence[Prompt], engine: st
 
 def identity_of(config: GenerateConfig, prompts: Sequence[Prompt], weights_hash: str) -> dict[str, Any]:
     """What makes a run this one and no other, but for an engine that chooses itself."""
-    return {**config.picture_fields(), "prompts": hash_prompts(prompts), "model": weights_hash}
+    made_of = {"prompts": hash_prompts(prompts), "model": weights_hash}
+    return config.picture_fields() | scores.identity(config) | made_of
 
 
 def hash_prompts(prompts: Sequence[Prompt]) -> str:

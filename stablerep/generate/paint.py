@@ -19,6 +19,7 @@ from stablerep.generate.engines import Engine
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.sampler import sample_decoded
 from stablerep.generate.schedule import Schedule
+from stablerep.generate.scores import Scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.summary import NON_FINITE, UNREADABLE
 from stablerep.prompts import Prompt
@@ -60,6 +61,7 @@ class Painter:
     schedule: Schedule | DiffusersSchedule
     config: GenerateConfig
     batch_size: BatchSize
+    scorer: Scorer = field(default_factory=Scorer)
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +75,7 @@ class Painted:
     index: int
     pixels: Tensor | None  # [H, W, 3] uint8 on the host; None: not kept
     reason: str  # what is wrong with it; "" if nothing is
-    mark: screen.Mark | None  # None without screening
+    mark: screen.Mark | None  # None: the prompt cannot be read
 
 
 @dataclass
@@ -88,7 +90,8 @@ class _Candidates:
         if config.screen == "keep":
             reasons = ["" if mark.finite else NON_FINITE for mark in self.marks]
         else:
-            reasons = screen.judge(self.marks, config.flat_below, config.duplicate_within)
+            limits = config.flat_below, config.duplicate_within, config.clip_score_below, config.nsfw_above
+            reasons = screen.judge(self.marks, *limits)
         return [(not why or (config.screen != "drop" and why != NON_FINITE), why) for why in reasons]
 
 
@@ -126,7 +129,7 @@ def paint_shard(
 def _verdicts(candidates: _Candidates, config: GenerateConfig) -> list[Painted]:
     judged = candidates.judged(config)
     return [
-        Painted(index, pixels if keep else None, why, None if config.screen == "keep" else mark)
+        Painted(index, pixels if keep else None, why, mark)
         for index, (pixels, mark, (keep, why)) in enumerate(
             zip(candidates.pixels, candidates.marks, judged, strict=True)
         )
@@ -177,7 +180,7 @@ def _batch(
         guidance_rescale=config.guidance_rescale,
     )
     pixels = ops.to_pixels(decoded, config.image_size)
-    marks = screen.look(decoded, pixels)
+    marks = painter.scorer.look(screen.look(decoded, pixels), pixels, [prompts[row].text for row, _ in take])
     return pixels.cpu(), marks.cpu()
 
 

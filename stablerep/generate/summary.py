@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class GenerateSummary:
     prompts_short: int  # with fewer than K pictures, because others were not kept
     screen: str
     screened: dict[str, int]  # pictures in the folder by what is wrong with them, kept (flag) or not
+    scores: dict[str, float]  # mean clip_score and nsfw_score of the kept pictures that have one
     device: str
     engine: str
     batch_size: int  # what fitted into memory in the end
@@ -65,6 +66,7 @@ class GenerateSummary:
             left_out = wrong if self.screen == "drop" else self.screened.get(NON_FINITE, 0)
             share = wrong / max(self.images + left_out, 1)
             notes.append(f"screening ({self.screen}): {found}, {share:.1%} of what was painted")
+        notes += [f"mean {name} {mean:.4g}" for name, mean in self.scores.items()]
         return "; ".join([f"{self.images} images in {self.out} ({made})", *notes])
 
 
@@ -74,6 +76,16 @@ def reasons_in(stats: list[dict[str, Any]]) -> Counter[str]:
     for each in stats:
         reasons.update(each["reasons"])
     return reasons
+
+
+def mean_scores(stats: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean of each score over all shards, from their stats."""
+    counts, sums = defaultdict[str, int](int), defaultdict[str, float](float)
+    for each in stats:
+        for name, (count, total) in each.get("scores", {}).items():
+            counts[name] += count
+            sums[name] += total
+    return {name: round(sums[name] / counts[name], 4) for name in sorted(counts)}
 
 
 @dataclass(frozen=True)
