@@ -118,9 +118,14 @@ def train(argv: Sequence[str] | None = None) -> None:
         from stablerep.train.config import TrainConfig
 
         config = parse(TrainConfig, argv, "stablerep-train")
+        open_online = None
+        if config.online:
+            from stablerep.generate.online import opener
+
+            open_online = opener(config.online, config.out)
         from stablerep.train.loop import train
 
-        print(f"encoder in {train(config)}")
+        print(f"encoder in {train(config, open_online)}")
 
     _command("stablerep-train", run, argv)
 

@@ -114,7 +114,7 @@ def paint_shard(
     for _ in range(1 + config.screen_retries):
         wanted = [(row, len(candidates[row].marks) + i) for row, count in lacking.items() for i in range(count)]
         for done, pixels, marks in _batches(painter, prompts, conditioning, negative, wanted):
-            for (row, _), picture, mark in zip(done, pixels, screen.split(marks), strict=True):
+            for (row, _), picture, mark in zip(done, pixels.cpu(), screen.split(marks.cpu()), strict=True):
                 candidates[row].pixels.append(picture)
                 candidates[row].marks.append(mark)
             told(sum(len(each.marks) for each in candidates.values()))
@@ -143,7 +143,7 @@ def _batches(
     negative: Negatives,
     wanted: list[tuple[int, int]],
 ) -> Iterator[tuple[list[tuple[int, int]], Tensor, screen.Marks]]:
-    """Paint (row, index) pairs in order, as many at once as fit: the pairs, pixels and marks, these on the host."""
+    """Paint (row, index) pairs in order, as many at once as fit: the pairs, pixels and marks, these on the device."""
     start = 0
     while start < len(wanted):
         take = wanted[start : start + painter.batch_size.value]
@@ -180,8 +180,7 @@ def _batch(
         guidance_rescale=config.guidance_rescale,
     )
     pixels = ops.to_pixels(decoded, config.image_size)
-    marks = painter.scorer.look(screen.look(decoded, pixels), pixels, [prompts[row].text for row, _ in take])
-    return pixels.cpu(), marks.cpu()
+    return pixels, painter.scorer.look(screen.look(decoded, pixels), pixels, [prompts[row].text for row, _ in take])
 
 
 def _encode_negatives(pipeline: Pipeline, texts: Sequence[str]) -> Negatives:
