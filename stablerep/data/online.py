@@ -145,9 +145,8 @@ class OnlineSource:
         Raises:
             UserError: the pool has run empty.
         """
-        assert self._pool is not None
-        self._refuse_empty(self._pool)
-        rejected, self._said = int(self._pool.rejected) - self._said, int(self._pool.rejected)
+        rejected = self._look() - self._said
+        self._said += rejected
         return {**self._clock.drain(), "rejected": rejected}
 
     def _fill(self, step: int, device: torch.device, stream: torch.cuda.Stream | None) -> None:
@@ -165,9 +164,7 @@ class OnlineSource:
                 if stream is not None:
                     stream.synchronize()  # else minutes of painting would queue up before the first line
                 bar.update((number + 1) * each)
-        assert self._pool is not None
-        self._refuse_empty(self._pool)
-        self._said = int(self._pool.rejected)
+        self._said = self._look()
         self._clock = _Clock()
 
     def _draw(
@@ -199,12 +196,16 @@ class OnlineSource:
                 tensor.record_stream(torch.cuda.current_stream())
         self._pool.put(*painted)
 
-    def _refuse_empty(self, pool: ImagePool) -> None:
-        if bool((pool.prompt_ids == EMPTY).all()):
+    def _look(self) -> int:
+        """How many pictures were rejected, after a look whether any is left; the one place that waits."""
+        assert self._pool is not None
+        rejected, filled = torch.stack([self._pool.rejected, (self._pool.prompt_ids != EMPTY).sum()]).tolist()
+        if not filled:
             raise UserError(
                 f"--online: none of the {self.plan.slots} prompts painted last gave a picture that is a number and not "
                 "flat; look at what stablerep-gen makes of them, or set screen: keep in its file"
             )
+        return rejected
 
 
 @dataclass
