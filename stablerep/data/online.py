@@ -135,7 +135,7 @@ class OnlineSource:
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream())  # the generator's weights came by way of that one
-        self._fill(first_step, device, stream)
+        self._fill(first_step, stream)
         yield self._draw(config, stream, first_step, last_step)
 
     def drain(self) -> dict[str, float]:
@@ -149,23 +149,32 @@ class OnlineSource:
         self._said += rejected
         return {**self._clock.drain(), "rejected": rejected}
 
-    def _fill(self, step: int, device: torch.device, stream: torch.cuda.Stream | None) -> None:
+    def _fill(self, step: int, stream: torch.cuda.Stream | None) -> None:
         blocks = range(self.plan.first_block(step), self.plan.blocks_due(step))
         each = self.plan.block * self._generator.images_per_prompt
         with progress("fill the pool", len(blocks) * each, "images", show=distributed.rank() == 0) as bar:
             for number, block in enumerate(blocks):
                 painted = self._paint(block, stream)
-                if self._pool is None:
-                    _, k, height, width, _ = painted[1].shape
-                    self._pool = ImagePool.empty(
-                        self.plan.slots, k, height, width, device, num_put=blocks.start * self.plan.block
-                    )
+                if number == 0:
+                    self._pool = self._make_pool(painted[1], blocks.start * self.plan.block)
                 self._put(painted, stream)
                 if stream is not None:
                     stream.synchronize()  # else minutes of painting would queue up before the first line
                 bar.update((number + 1) * each)
         self._said = self._look()
         self._clock = _Clock()
+
+    def _make_pool(self, pictures: Tensor, num_put: int) -> ImagePool:
+        _, k, height, width, _ = pictures.shape
+        slots, device = self.plan.slots, pictures.device
+        try:
+            return ImagePool.empty(slots, k, height, width, device, num_put)
+        except RuntimeError as error:  # of the CPU; torch.OutOfMemoryError, of a GPU, is one too
+            size = slots * k * height * width * 3 / 1e9
+            raise UserError(
+                f"--pool-prompts: {slots} prompts of {k} pictures are {size:.1f} GB, more than {device} has left; "
+                "lower it, or set a smaller image_size or num_images_per_prompt in the file of --online"
+            ) from error
 
     def _draw(
         self, config: LoaderConfig, stream: torch.cuda.Stream | None, first_step: int, last_step: int

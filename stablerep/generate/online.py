@@ -50,6 +50,8 @@ def opener(online: str, out: Path) -> Callable[[torch.device], OnlineGenerator]:
     config = configs.parse(GenerateConfig, argv, f"stablerep-train --online {path}")
     if not isinstance(config.guidance_scale, float):
         raise UserError(f"--online {path} takes one guidance_scale, got {config.guidance_scale}")
+    if config.dry_run:
+        raise UserError(f"--online {path} sets dry_run; leave it out to train")
     return lambda device: open_online(config, device)
 
 
@@ -73,8 +75,7 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
     engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
     painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size))
     identity = identity_of(config, list(prompts.values()), pipeline.weights_hash)
-    for name in UNUSED:
-        del identity[name]
+    identity = {name: value for name, value in identity.items() if name not in UNUSED}
 
     def paint(prompt_ids: Sequence[int], rounds: Sequence[int]) -> tuple[Tensor, Tensor]:
         return paint_prompts(painter, [prompts[number] for number in prompt_ids], rounds)

@@ -114,6 +114,12 @@ def test_too_few_pictures_of_a_prompt() -> None:
         OnlineSource(generator(5), 2, views=4, seed=0, pool_prompts=0, uses=2)
 
 
+def test_a_pool_larger_than_the_memory_is_refused() -> None:
+    source = OnlineSource(generator(5), 2, views=2, seed=0, pool_prompts=10**12, uses=2)
+    with pytest.raises(UserError, match=r"--pool-prompts: 1000000000000 prompts of 3 pictures are 576000\.0 GB"):
+        load(source, 0, 1)
+
+
 def test_files_and_painted_pictures_lie_side_by_side(tmp_path: Path) -> None:
     def data() -> TrainingData:
         files = Sampler([open_source(str(write_or_find(tmp_path / "photos")), "prompt", 2)], 2, 2, seed=0)

@@ -94,6 +94,7 @@ def test_identity_changes_with_pictures_and_not_with_files(prompts: Path) -> Non
     [
         (None, r"--online .*gen\.yaml does not exist; give a YAML file"),
         ("prompts: p.txt\nguidance_scale: [1, 2]\n", r"takes one guidance_scale, got \(1\.0, 2\.0\)"),
+        ("prompts: p.txt\ndry_run: true\n", r"sets dry_run; leave it out"),
         ("promts: p.txt\n", r"did you mean prompts"),
         ("prompts: p.txt\nscheduler: dimm\n", r"did you mean ddim"),
     ],
