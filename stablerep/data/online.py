@@ -85,7 +85,7 @@ class OnlineSource:
         """prompts_per_step and pool_prompts are over all ranks; a pool_prompts of 0 is four batches, or all prompts.
 
         Raises:
-            UserError: fewer pictures a prompt than views, or fewer prompts than ranks.
+            UserError: fewer pictures a prompt than views, fewer prompts than ranks, or more new prompts than slots.
         """
         ranks, rank, total = distributed.world_size(), distributed.rank(), len(generator.prompt_ids)
         if generator.images_per_prompt < views:
@@ -97,6 +97,11 @@ class OnlineSource:
             raise UserError(f"--online has {total} prompts for {ranks} ranks; give at least one prompt a rank")
         wanted = pool_prompts or min(4 * prompts_per_step, total)
         slots = -(-wanted // ranks)
+        if prompts_per_step // ranks > slots * uses:
+            raise UserError(
+                f"--pool-uses {uses} would paint {prompts_per_step // uses} new prompts a step for a pool of "
+                f"{slots * ranks}, most of them never shown; raise --pool-uses or --pool-prompts"
+            )
         self.plan = Plan(
             prompt_ids=generator.prompt_ids[rank::ranks],  # no picture is painted twice
             slots=slots,

@@ -109,7 +109,9 @@ def test_prompts_that_fail_do_not_enter_and_all_failing_stops_the_run() -> None:
         load(hopeless, 0, 1)
 
 
-def test_too_few_pictures_of_a_prompt() -> None:
+def test_settings_that_do_not_go_together() -> None:
+    with pytest.raises(UserError, match=r"--pool-uses 1 would paint 4 new prompts a step for a pool of 3"):
+        OnlineSource(generator(5), 4, views=2, seed=0, pool_prompts=3, uses=1)
     with pytest.raises(UserError, match=r"3 pictures a prompt, fewer than --views-per-prompt 4; lower"):
         OnlineSource(generator(5), 2, views=4, seed=0, pool_prompts=0, uses=2)
 
