@@ -25,6 +25,8 @@ from stablerep.generate.origin import identity_of
 from stablerep.generate.paint import BatchSize, Painter, _batches, _encode, _encode_negatives
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.sampler import is_guided
+from stablerep.generate.scores import open_scorer
+from stablerep.generate.screen import Marks
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 
@@ -59,8 +61,8 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
     """A generator of whole prompts on a device, whatever config.device says.
 
     Its pictures are those that generate() stores, before encoding: round r of a prompt are its pictures with indices
-    r K to r K + K - 1. One that is not finite is not good, nor one that is flat unless config.screen is `keep`;
-    near-duplicates are not looked for.
+    r K to r K + K - 1. One that is not finite is not good, nor, unless config.screen is `keep`, one that is flat or
+    beyond the limits of its scores; near-duplicates are not looked for.
 
     Raises:
         UserError: bad prompts or model.
@@ -73,7 +75,7 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
     schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts.values()])
     engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
-    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size))
+    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size), open_scorer(config, device))
     identity = identity_of(config, list(prompts.values()), pipeline.weights_hash)
     identity = {name: value for name, value in identity.items() if name not in UNUSED}
 
@@ -103,9 +105,21 @@ def paint_prompts(
     pixels, good = [], []
     for _, part, marks in _batches(painter, prompts, told, negative, wanted):
         pixels.append(part)
-        good.append(marks.finite if config.screen == "keep" else marks.finite & (marks.contrast >= config.flat_below))
+        good.append(_good(marks, config))
     verdicts = torch.cat(good).unflatten(0, (len(prompts), k))
     for row, problem in problems.items():
         log.warning("--prompts row %d %s; its pictures are left out", prompts[row].id, problem)
         verdicts[row] = False
     return torch.cat(pixels).unflatten(0, (len(prompts), k)), verdicts
+
+
+def _good(marks: Marks, config: GenerateConfig) -> Tensor:  # [B] bool
+    """screen.judge on the device, less what needs all pictures of a prompt."""
+    good = marks.finite
+    if config.screen != "keep":
+        good = good & (marks.contrast >= config.flat_below)
+    if config.nsfw_above is not None:
+        good = good & (marks.nsfw_score <= config.nsfw_above)  # no answer, NaN, is too high
+    if config.clip_score_below is not None:
+        good = good & ~(marks.clip_score < config.clip_score_below)  # an empty prompt's NaN is not too low
+    return good

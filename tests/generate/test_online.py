@@ -16,11 +16,12 @@ from torch import Tensor
 
 import stablerep
 from stablerep.config import UserError
-from stablerep.generate import online
+from stablerep.generate import online, screen
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.online import open_online, opener
 from stablerep.generate.pipeline import Pipeline
+from stablerep.generate.screen import Marks
 from stablerep.shards import read_pictures
 
 CPU = torch.device("cpu")
@@ -70,6 +71,26 @@ def test_what_shows_nothing_is_not_good(
     monkeypatch.setattr(online, "open_engine", lambda name, pipeline, *_, **__: Spoiled(pipeline))
     _, good = open_online(config(prompts, num_images_per_prompt=3, screen=policy), CPU).paint([0, 3], [0, 0])
     assert good.tolist() == [[False, flat_is_good, True], [True, True, True]]
+
+
+def test_verdicts_are_those_of_the_shards(prompts: Path) -> None:
+    random = np.random.default_rng(0)
+    values = {
+        "contrast": random.uniform(0, 8, 300),
+        "clip_score": random.uniform(0, 60, 300),
+        "nsfw_score": random.random(300),
+    }
+    for name in ("clip_score", "nsfw_score"):
+        values[name][random.random(300) < 0.2] = np.nan
+    scores = {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+    marks = Marks(finite=torch.arange(300) % 5 > 0, phash=torch.arange(300), **scores)
+    limits = {"clip_score_model": "m", "clip_score_below": 20.0, "nsfw_model": "n", "nsfw_above": 0.7}
+    for each in ({}, limits):
+        asked = config(prompts, **each)
+        rules = asked.flat_below, -1, asked.clip_score_below, asked.nsfw_above
+        expected = [not screen.judge([mark], *rules)[0] for mark in screen.split(marks)]
+        assert 50 < sum(expected) < 250
+        assert online._good(marks, asked).tolist() == expected
 
 
 def test_rows_without_text_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
