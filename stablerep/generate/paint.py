@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,16 +16,23 @@ from stablerep.config import UserError
 from stablerep.generate import screen
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
+from stablerep.generate.encode import Encode, Encoded, open_encode
 from stablerep.generate.engines import Engine
+from stablerep.generate.graphed import Graphs, Tensors, why_not
+from stablerep.generate.noise import picture_noise
+from stablerep.generate.overlap import Overlap
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.sampler import sample_decoded
+from stablerep.generate.sampler import denoise, is_guided, scales
 from stablerep.generate.schedule import Schedule
 from stablerep.generate.settings import settings_of
 from stablerep.generate.summary import NON_FINITE, UNREADABLE
+from stablerep.generate.transfer import down, up
 from stablerep.prompts import Prompt
 
 # Embeddings [N, T, D] of the different negative prompts, and of each prompt of a shard [P] which of them is its own.
 Negatives = tuple[Tensor, Tensor]
+Picture = Tensor | Encoded  # pixels [H, W, 3] uint8 on the host, or a file where the device is not the host
+Brought = tuple[list[Picture], list[screen.Mark]]  # a batch
 
 log = logging.getLogger("stablerep.generate")
 
@@ -64,13 +73,31 @@ class Painter:
     def device(self) -> torch.device:
         return self.schedule.timesteps.device
 
+    @cached_property
+    def graphs(self) -> Graphs | None:
+        """None on the CPU, where there is nothing to capture."""
+        return Graphs(self.engine, why_not(self.engine, self.schedule)) if self.device.type == "cuda" else None
+
+    @cached_property
+    def overlap(self) -> Overlap[Brought] | None:
+        """None on the CPU, where painting has all cores; a shard is encoded when it is written."""
+        if self.device.type != "cuda":
+            return None
+        encode = open_encode(self.config.jpeg_encoder, self.config.image_format, self.device)
+        return Overlap(self.device, lambda outputs: _bring(outputs, encode))
+
+    def make_room(self, error: torch.OutOfMemoryError) -> None:
+        """Give back what the next batch can do without, or take smaller batches."""
+        if self.graphs is None or not self.graphs.give_back():
+            self.batch_size.halve(self.device, error)
+
 
 @dataclass(frozen=True)
 class Painted:
     """One picture and the verdict on it."""
 
     index: int
-    pixels: Tensor | None  # [H, W, 3] uint8 on the host; None: not kept
+    pixels: Picture | None  # None: not kept
     reason: str  # what is wrong with it; "" if nothing is
     mark: screen.Mark | None  # None without screening
 
@@ -79,7 +106,7 @@ class Painted:
 class _Candidates:
     """The pictures of one prompt so far, in the order of their indices."""
 
-    pixels: list[Tensor] = field(default_factory=list)
+    pixels: list[Picture] = field(default_factory=list)
     marks: list[screen.Mark] = field(default_factory=list)
 
     def judged(self, config: GenerateConfig) -> list[tuple[bool, str]]:
@@ -110,7 +137,7 @@ def paint_shard(
     for _ in range(1 + config.screen_retries):
         wanted = [(row, len(candidates[row].marks) + i) for row, count in lacking.items() for i in range(count)]
         for done, pixels, marks in _batches(painter, prompts, embeddings, negative, wanted):
-            for (row, _), picture, mark in zip(done, pixels, screen.split(marks), strict=True):
+            for (row, _), picture, mark in zip(done, pixels, marks, strict=True):
                 candidates[row].pixels.append(picture)
                 candidates[row].marks.append(mark)
             told(sum(len(each.marks) for each in candidates.values()))
@@ -134,42 +161,83 @@ def _verdicts(candidates: _Candidates, config: GenerateConfig) -> list[Painted]:
 
 def _batches(
     painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, wanted: list[tuple[int, int]]
-) -> Iterator[tuple[list[tuple[int, int]], Tensor, screen.Marks]]:
-    """Paint (row, index) pairs in order, as many at once as fit: the pairs, pixels and marks, these on the host."""
+) -> Iterator[tuple[list[tuple[int, int]], list[Picture], list[screen.Mark]]]:
+    """Paint (row, index) pairs in order, as many at once as fit: the pairs, pictures and marks, these on the host.
+
+    Where a device paints, the next batch is launched before one is waited for.
+    """
+    launched: deque[tuple[list[tuple[int, int]], Callable[[], Brought]]] = deque()
     start = 0
-    while start < len(wanted):
-        take = wanted[start : start + painter.batch_size.value]
-        try:
-            pixels, marks = _batch(painter, prompts, embeddings, negative, take)
-        except torch.OutOfMemoryError as error:
-            painter.batch_size.halve(painter.device, error.with_traceback(None))  # its frames hold the batch
-            continue
-        start += len(take)
-        yield take, pixels, marks
+    while start < len(wanted) or launched:
+        if start < len(wanted):
+            take = wanted[start : start + painter.batch_size.value]
+            try:
+                launched.append((take, _launch(painter, prompts, embeddings, negative, take)))
+            except torch.OutOfMemoryError as error:
+                painter.make_room(error.with_traceback(None))  # its frames hold the batch
+                continue
+            start += len(take)
+            if painter.overlap is not None and len(launched) == 1 and start < len(wanted):
+                continue
+        take, brought = launched.popleft()
+        yield take, *brought()  # the only place where painting waits for the device
 
 
-def _batch(
+def _launch(
     painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, take: list[tuple[int, int]]
-) -> tuple[Tensor, screen.Marks]:
-    config = painter.config
-    rows, indices = torch.tensor(take).unbind(1)
+) -> Callable[[], Brought]:
+    """Begin to paint a batch; what it returns waits for the pictures."""
+    if painter.overlap is not None:
+        return painter.overlap(lambda: _paint(painter, prompts, embeddings, negative, take)).result
+    brought = _bring(_paint(painter, prompts, embeddings, negative, take), list)
+    return lambda: brought
+
+
+def _paint(
+    painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, take: list[tuple[int, int]]
+) -> Tensors:
+    """Pixels and marks of a batch, on the device. Asks it nothing."""
+    config, device = painter.config, painter.device
     settings = [settings_of(prompts[row], config) for row, _ in take]
+    seeds, guidance = [own.seed for own in settings], [own.guidance_scale for own in settings]
     negatives, row_of_negative = negative
-    decoded = sample_decoded(
-        painter.engine,
-        painter.schedule,
-        embeddings[rows.to(painter.device)],
-        negatives[row_of_negative[rows].to(painter.device)],
-        torch.tensor([prompts[row].id for row, _ in take]),
-        indices,
-        latent_shape=painter.pipeline.latent_shape,
-        guidance_scale=[own.guidance_scale for own in settings],
-        seed=[own.seed for own in settings],
-        guidance_rescale=config.guidance_rescale,
-    )
-    pixels = ops.to_pixels(decoded, config.image_size)
-    marks = screen.look(decoded, pixels)
-    return pixels.cpu(), marks.cpu()
+    rows, indices = torch.tensor(take).unbind(1)
+    ids = torch.tensor([prompts[row].id for row, _ in take])
+    rows, negative_rows, ids, indices = up(torch.stack([rows, row_of_negative[rows], ids, indices]), device)
+
+    def draw(number: int) -> Tensor:
+        return picture_noise(seeds, ids, indices, painter.pipeline.latent_shape, device, draw=number)
+
+    guided = is_guided(guidance)
+    inputs = {
+        "text": embeddings[rows],
+        "negative_text": negatives[negative_rows],
+        "scale": scales(guidance, len(take), device),
+        "noise": draw(0),
+    }
+
+    def paint(engine: Engine, told: Tensors) -> Tensors:
+        decoded = denoise(
+            engine,
+            painter.schedule,
+            told["text"],
+            told["negative_text"],
+            lambda number: draw(number) if number else told["noise"],
+            told["scale"],
+            guided,
+            config.guidance_rescale,
+        )
+        pixels = ops.to_pixels(decoded, config.image_size)
+        return {"pixels": pixels, **vars(screen.look(decoded, pixels))}
+
+    return painter.graphs(paint, inputs, key=guided) if painter.graphs is not None else paint(painter.engine, inputs)
+
+
+def _bring(outputs: Tensors, encode: Encode | Callable[[Tensor], list[Tensor]]) -> Brought:
+    """The pictures of a batch and their marks, on the host."""
+    pictures = encode(outputs["pixels"])
+    marks = screen.Marks(*down([outputs["finite"], outputs["contrast"], outputs["phash"]]))
+    return list(pictures), screen.split(marks)
 
 
 def _encode_negatives(pipeline: Pipeline, texts: Sequence[str]) -> Negatives:

@@ -30,9 +30,6 @@ class Marks:
     contrast: Tensor  # [B] float32, standard deviation of the grey levels, 0..127.5
     phash: Tensor  # [B] int64, 64 bits that near pictures share
 
-    def cpu(self) -> Marks:
-        return Marks(self.finite.cpu(), self.contrast.cpu(), self.phash.cpu())
-
 
 @dataclass(frozen=True)
 class Mark:

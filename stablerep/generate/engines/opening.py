@@ -39,6 +39,10 @@ class CompiledEngine:
     def decode(self, latents: Tensor) -> Tensor:
         return self.run_decoder({"latents": latents})
 
+    def alone(self) -> CompiledEngine:
+        """The same plans with working memory of their own, for a CUDA graph (TensorRT's alone can be captured)."""
+        return CompiledEngine(self.name, self.run_unet.alone(), self.run_decoder.alone())  # type: ignore[attr-defined]
+
 
 def open_engine(name: str, pipeline: Pipeline, store: Store, batch_size: int, *, guided: bool = True) -> Engine:
     """The engine called `torch`, `onnx`, `trt` or `auto` for batches of up to batch_size pictures.
