@@ -82,12 +82,14 @@ def random_pipeline(model: Model, device: torch.device, dtype: torch.dtype) -> P
     """A pipeline of these sizes; its prompts are encoded as noise."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+    from stablerep.generate.conditioning import Conditioning
     from stablerep.generate.pipeline import Pipeline
 
     class RandomPipeline(Pipeline):
-        def encode(self, prompts: list[str]) -> torch.Tensor:
+        def encode(self, prompts: list[str]) -> Conditioning:
             generator = torch.Generator(device).manual_seed(SEED)
-            return torch.randn((len(prompts), *model.text), generator=generator, device=device).to(dtype)
+            text = torch.randn((len(prompts), *model.text), generator=generator, device=device)
+            return Conditioning({"text": text.to(dtype)})
 
     with device:
         unet = UNet2DConditionModel(**{"block_out_channels": (320, 640, 1280, 1280)} | model.unet)
@@ -105,7 +107,7 @@ def rates(
 
     from stablerep.generate.config import GenerateConfig
     from stablerep.generate.diffusers_schedule import open_schedule
-    from stablerep.generate.encode import decide_jpeg_encoder
+    from stablerep.generate.encode import decide_encoder
     from stablerep.generate.engines.torch import TorchEngine
     from stablerep.generate.paint import BatchSize, Painter, paint_shard
     from stablerep.prompts import Prompt
@@ -115,7 +117,7 @@ def rates(
         prompts=Path("p.txt"), out=Path("no such folder"), scheduler=scheduler, guidance_scale=guidance_scale,
         num_inference_steps=steps, num_images_per_prompt=1, batch_size=batch, screen_retries=0,
     )  # fmt: skip
-    config = decide_jpeg_encoder(config, device)
+    config = decide_encoder(config, device)
     prompts = [Prompt(number, "") for number in range(batches * batch)]
     numbers: Numbers = {"jpeg_encoder": config.jpeg_encoder, "batch": batch}
 
@@ -142,7 +144,7 @@ def rates(
     theirs.set_progress_bar_config(disable=True)
 
     def plain_loop() -> None:
-        text = pipeline.encode([""] * batch)
+        text = pipeline.encode([""] * batch).text
         theirs(
             prompt_embeds=text, negative_prompt_embeds=text, num_inference_steps=steps, guidance_scale=guidance_scale,
             output_type="np",

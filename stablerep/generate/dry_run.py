@@ -13,7 +13,7 @@ from stablerep import distributed, shards
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
-from stablerep.generate.encode import as_file, decide_jpeg_encoder
+from stablerep.generate.encode import as_file, decide_encoder, encoder_as_begun
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.store import store_at
 from stablerep.generate.origin import check_same_run
@@ -74,7 +74,7 @@ def estimate(config: GenerateConfig) -> Estimate:
         raise UserError(f"--dry-run takes one --guidance-scale, got {config.guidance_scale}")
     prompts = read_prompts(Path(config.prompts))
     with distributed.start(config.device) as device:
-        config = decide_jpeg_encoder(config, device)
+        config = decide_encoder(encoder_as_begun(config), device)
         pipeline = open_pipeline(config.model, device, config.lora)
         schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
         guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])

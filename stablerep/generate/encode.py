@@ -57,27 +57,29 @@ def as_file(picture: Tensor | Encoded, image_format: str) -> Encoded:
     return Encoded(encode_picture(picture, image_format), picture.shape[0], picture.shape[1])
 
 
-def decide_jpeg_encoder(config: GenerateConfig, device: torch.device) -> GenerateConfig:
-    """The config with `auto` decided: what the folder was begun with, else nvImageCodec where it runs, else PIL.
+def encoder_as_begun(config: GenerateConfig) -> GenerateConfig:
+    """With `auto` the encoder that a folder was begun with, if it was."""
+    begun = shards.read_dataset(Path(config.out))
+    if config.jpeg_encoder != "auto" or begun is None:
+        return config
+    return dataclasses.replace(config, jpeg_encoder=begun["config"].get("jpeg_encoder", "pil"))
+
+
+def decide_encoder(config: GenerateConfig, device: torch.device) -> GenerateConfig:
+    """With `auto` nvImageCodec where it runs, else PIL; said where only something missing stands in the way.
 
     Raises:
-        UserError: nvImageCodec is asked for, or the folder was begun with it, and it cannot run.
+        UserError: nvImageCodec is what it is to be, and it cannot run there.
     """
-    asked, begun = config.jpeg_encoder, shards.read_dataset(Path(config.out))
-    if asked == "auto" and begun is not None:
-        wanted = begun["config"].get("jpeg_encoder", "pil")
-    elif asked == "auto":
-        wanted = "nvimgcodec" if device.type == "cuda" and config.image_format == "jpg" else "pil"
-    else:
-        wanted = asked
-    reason = None if wanted == "pil" else why_not_on_device(config.image_format, device)
-    if reason and asked == "auto" and begun is None:
-        _say(f"JPEGs are encoded on the host: {reason}")
-        wanted, reason = "pil", None
+    asked = config.jpeg_encoder
+    if asked == "pil" or (asked == "auto" and (config.image_format != "jpg" or device.type != "cuda")):
+        return dataclasses.replace(config, jpeg_encoder="pil")
+    reason = why_not_on_device(config.image_format, device)
+    if reason and asked == "nvimgcodec":
+        raise UserError(f"--jpeg-encoder nvimgcodec cannot run: {reason}")
     if reason:
-        whose = "" if asked == wanted else f" encoded what is in --out {config.out} and"
-        raise UserError(f"--jpeg-encoder {wanted}{whose} cannot run: {reason}")
-    return dataclasses.replace(config, jpeg_encoder=wanted)
+        _say(f"JPEGs are encoded on the host: {reason}")
+    return dataclasses.replace(config, jpeg_encoder="pil" if reason else "nvimgcodec")
 
 
 @functools.cache
@@ -91,7 +93,7 @@ def why_not_on_device(image_format: str, device: torch.device) -> str | None:
     if image_format != "jpg":
         return f"it writes no {image_format}"
     if device.type != "cuda":
-        return "it needs a CUDA GPU; --jpeg-encoder pil runs anywhere"
+        return "it needs a CUDA GPU; pil, for another --out, needs none"
     try:
         ImageCodec(device)(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=device))
     except (ImportError, RuntimeError) as error:

@@ -18,7 +18,7 @@ from stablerep.config import UserError
 from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
-from stablerep.generate.encode import as_file, decide_jpeg_encoder
+from stablerep.generate.encode import as_file, decide_encoder, encoder_as_begun
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.store import store_at
 from stablerep.generate.origin import identity_of, start_dataset
@@ -61,7 +61,7 @@ def _generate(
     device: torch.device,
     again: Collection[int],
 ) -> GenerateSummary:
-    out, config = Path(config.out), decide_jpeg_encoder(config, device)
+    out, config = Path(config.out), decide_encoder(encoder_as_begun(config), device)
     schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
     engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from stablerep import ops
 from stablerep.config import UserError
 from stablerep.generate import screen
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.encode import Encode, Encoded, open_encode
@@ -29,8 +30,9 @@ from stablerep.generate.summary import NON_FINITE, UNREADABLE
 from stablerep.generate.transfer import down, up
 from stablerep.prompts import Prompt
 
-# Embeddings [N, T, D] of the different negative prompts, and of each prompt of a shard [P] which of them is its own.
-Negatives = tuple[Tensor, Tensor]
+# The different negative prompts encoded, N rows, and of each prompt of a shard [P] which of them is its own.
+Negatives = tuple[Conditioning, Tensor]
+Pairs = list[tuple[int, int]]  # which pictures: the row of the prompt, and the index
 Picture = Tensor | Encoded  # pixels [H, W, 3] uint8 on the host, or a file where the device is not the host
 Brought = tuple[list[Picture], list[screen.Mark]]  # a batch
 
@@ -127,16 +129,17 @@ def paint_shard(
     which may move single pixels by one level. A prompt that cannot be read has K pictures that are not kept.
     """
     config, k = painter.config, painter.config.num_images_per_prompt
-    embeddings, problems = _encode(painter.pipeline, prompts)
+    conditioning, problems = _encode(painter.pipeline, prompts)
     texts = [settings_of(prompt, config).negative_prompt for prompt in prompts]
     negative = _encode_negatives(painter.pipeline, texts)
     for row, problem in problems.items():
         log.warning("--prompts row %d %s; its pictures are left out", prompts[row].id, problem)
     candidates = {row: _Candidates() for row in range(len(prompts)) if row not in problems}
     lacking = dict.fromkeys(candidates, k)
+    paint = partial(_paint, painter, prompts, conditioning, negative)
     for _ in range(1 + config.screen_retries):
         wanted = [(row, len(candidates[row].marks) + i) for row, count in lacking.items() for i in range(count)]
-        for done, pixels, marks in _batches(painter, prompts, embeddings, negative, wanted):
+        for done, pixels, marks in _batches(painter, paint, wanted):
             for (row, _), picture, mark in zip(done, pixels, marks, strict=True):
                 candidates[row].pixels.append(picture)
                 candidates[row].marks.append(mark)
@@ -160,19 +163,19 @@ def _verdicts(candidates: _Candidates, config: GenerateConfig) -> list[Painted]:
 
 
 def _batches(
-    painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, wanted: list[tuple[int, int]]
-) -> Iterator[tuple[list[tuple[int, int]], list[Picture], list[screen.Mark]]]:
-    """Paint (row, index) pairs in order, as many at once as fit: the pairs, pictures and marks, these on the host.
+    painter: Painter, paint: Callable[[Pairs], Tensors], wanted: Pairs
+) -> Iterator[tuple[Pairs, list[Picture], list[screen.Mark]]]:
+    """Paint pictures in order, as many at once as fit: which, the pictures, and their marks, these on the host.
 
     Where a device paints, the next batch is launched before one is waited for.
     """
-    launched: deque[tuple[list[tuple[int, int]], Callable[[], Brought]]] = deque()
+    launched: deque[tuple[Pairs, Callable[[], Brought]]] = deque()
     start = 0
     while start < len(wanted) or launched:
         if start < len(wanted):
             take = wanted[start : start + painter.batch_size.value]
             try:
-                launched.append((take, _launch(painter, prompts, embeddings, negative, take)))
+                launched.append((take, _launch(painter, partial(paint, take))))
             except torch.OutOfMemoryError as error:
                 painter.make_room(error.with_traceback(None))  # its frames hold the batch
                 continue
@@ -183,18 +186,16 @@ def _batches(
         yield take, *brought()  # the only place where painting waits for the device
 
 
-def _launch(
-    painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, take: list[tuple[int, int]]
-) -> Callable[[], Brought]:
+def _launch(painter: Painter, paint: Callable[[], Tensors]) -> Callable[[], Brought]:
     """Begin to paint a batch; what it returns waits for the pictures."""
     if painter.overlap is not None:
-        return painter.overlap(lambda: _paint(painter, prompts, embeddings, negative, take)).result
-    brought = _bring(_paint(painter, prompts, embeddings, negative, take), list)
+        return painter.overlap(paint).result
+    brought = _bring(paint(), list)
     return lambda: brought
 
 
 def _paint(
-    painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, take: list[tuple[int, int]]
+    painter: Painter, prompts: Sequence[Prompt], conditioning: Conditioning, negative: Negatives, take: Pairs
 ) -> Tensors:
     """Pixels and marks of a batch, on the device. Asks it nothing."""
     config, device = painter.config, painter.device
@@ -209,23 +210,21 @@ def _paint(
         return picture_noise(seeds, ids, indices, painter.pipeline.latent_shape, device, draw=number)
 
     guided = is_guided(guidance)
-    inputs = {
-        "text": embeddings[rows],
-        "negative_text": negatives[negative_rows],
-        "scale": scales(guidance, len(take), device),
-        "noise": draw(0),
-    }
+    inputs = {"scale": scales(guidance, len(take), device), "noise": draw(0)}
+    for half, encoded in (("told", conditioning[rows]), ("negative", negatives[negative_rows])):
+        inputs |= {f"{half} {name}": value for name, value in encoded.inputs.items()}
 
-    def paint(engine: Engine, told: Tensors) -> Tensors:
+    def paint(engine: Engine, given: Tensors) -> Tensors:
+        told, against = (
+            Conditioning({name.split()[1]: value for name, value in given.items() if name.startswith(half)})
+            for half in ("told ", "negative ")
+        )
+
+        def drawn(number: int) -> Tensor:
+            return draw(number) if number else given["noise"]
+
         decoded = denoise(
-            engine,
-            painter.schedule,
-            told["text"],
-            told["negative_text"],
-            lambda number: draw(number) if number else told["noise"],
-            told["scale"],
-            guided,
-            config.guidance_rescale,
+            engine, painter.schedule, told, against, drawn, given["scale"], guided, config.guidance_rescale
         )
         pixels = ops.to_pixels(decoded, config.image_size)
         return {"pixels": pixels, **vars(screen.look(decoded, pixels))}
@@ -245,8 +244,8 @@ def _encode_negatives(pipeline: Pipeline, texts: Sequence[str]) -> Negatives:
     return pipeline.encode(list(different)), torch.tensor([different[text] for text in texts])
 
 
-def _encode(pipeline: Pipeline, prompts: Sequence[Prompt]) -> tuple[Tensor, dict[int, str]]:
-    """Embeddings [P, T, D], and by row why a prompt has none (its embedding is the empty text's).
+def _encode(pipeline: Pipeline, prompts: Sequence[Prompt]) -> tuple[Conditioning, dict[int, str]]:
+    """A row a prompt, and by row why a prompt has none (its row is the empty text's).
 
     Raises:
         Exception: what the text encoder raises, if it does so for every prompt: then it is not the prompts.

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stablerep import ops
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import FUSED_SCHEDULERS
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, default_generator
@@ -93,8 +94,8 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("name", FUSED_SCHEDULERS)
 def test_painting_asks_the_device_nothing(pipeline: Pipeline, name: str) -> None:
     class Asking(TorchEngine):
-        def unet(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-            return super().unet(latents, timestep, text) * float(timestep > 0)
+        def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
+            return super().unet(latents, timestep, told) * float(timestep > 0)
 
     text, negative, ids = pipeline.encode(PROMPTS), pipeline.encode([""]), torch.arange(2)
     schedule = make_schedule(name, pipeline.scheduler_config, 3, torch.device("cpu"))
