@@ -12,7 +12,6 @@ import io
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ def as_file(picture: Tensor | Encoded, image_format: str) -> Encoded:
 
 def encoder_as_begun(config: GenerateConfig) -> GenerateConfig:
     """With `auto` the encoder that a folder was begun with, if it was."""
-    begun = shards.read_dataset(Path(config.out))
+    begun = shards.read_dataset(config.folder)
     if config.jpeg_encoder != "auto" or begun is None:
         return config
     return dataclasses.replace(config, jpeg_encoder=begun["config"].get("jpeg_encoder", "pil"))

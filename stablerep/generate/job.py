@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +12,9 @@ from typing import Any
 
 import torch
 
-from stablerep import atomic, distributed, shards
+from stablerep import distributed, shards
 from stablerep.config import UserError
-from stablerep.generate import sweep
+from stablerep.generate import screen, sweep
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.encode import as_file, decide_encoder, encoder_as_begun
@@ -24,11 +23,14 @@ from stablerep.generate.engines.store import store_at
 from stablerep.generate.origin import identity_of, start_dataset
 from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
+from stablerep.generate.publish import ShardWriter, open_writer
 from stablerep.generate.sampler import is_guided
+from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
-from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, reasons_in
+from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, mean_scores, reasons_in
 from stablerep.prompts import Prompt, read_prompts
 from stablerep.runlog import Progress, progress
+from stablerep.storage import reach, write
 
 
 def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSummary | SweepSummary:
@@ -42,6 +44,7 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
     if config.dry_run:
         raise UserError("--dry-run paints no shards; in Python call stablerep.generate.dry_run.estimate(config)")
     prompts = read_prompts(Path(config.prompts))
+    reach(config.folder)
     with distributed.start(config.device) as device:
         pipeline = open_pipeline(config.model, device, config.lora)
         runs = sweep.runs_of(config)
@@ -50,7 +53,7 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
         shared = identity_of(config, prompts, pipeline.weights_hash)
         for name in ("guidance_scale", "engine", "jpeg_encoder"):  # what chooses itself has its name in dataset.json
             shared.pop(name, None)
-        sweep.check_folder(Path(config.out), shared)
+        sweep.check_folder(config.folder, shared)
         return SweepSummary(tuple(_generate(run, prompts, pipeline, device, ()) for run in runs))
 
 
@@ -61,18 +64,20 @@ def _generate(
     device: torch.device,
     again: Collection[int],
 ) -> GenerateSummary:
-    out, config = Path(config.out), decide_encoder(encoder_as_begun(config), device)
+    out, config = config.folder, decide_encoder(encoder_as_begun(config), device)
     schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
     engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
+    scorer = open_scorer(config, device)
     start_dataset(config, prompts, engine.name, pipeline.weights_hash)
 
     blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]
-    missing = [number for number in range(len(blocks)) if number in again or not shards.is_done(out, number)]
-    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size))
-    tally = _Tally()
-    _paint_missing(painter, blocks, missing, tally)
-    stats = list(shards.read_stats(out))
+    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size), scorer)
+    with open_writer(out, config.staging) as writer:
+        missing = writer.missing(len(blocks), again)
+        tally = _Tally()
+        _paint_missing(painter, blocks, missing, tally, writer)
+    stats = list(writer.done.values())
     reasons = reasons_in(stats)
     summary = GenerateSummary(
         out=out,
@@ -87,12 +92,13 @@ def _generate(
         prompts_short=sum(each["short"] for each in stats),
         screen=config.screen,
         screened=dict(sorted(reasons.items())),
+        scores=mean_scores(stats),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         engine=engine.name,
         batch_size=painter.batch_size.value,
     )
     if missing or not (out / "summary.json").exists():
-        atomic.write(out / "summary.json", summary.as_json())
+        write(out / "summary.json", summary.as_json())
     return summary
 
 
@@ -116,7 +122,7 @@ class _Tally:
     @property
     def note(self) -> str:
         rejected = f"{self.rejected} not kept" if self.rejected else ""
-        waited = f"{self.wait_share:.0%} waiting for the disk" if self.wait_share >= 0.01 else ""
+        waited = f"{self.wait_share:.0%} waiting for writing" if self.wait_share >= 0.01 else ""
         return ", ".join(filter(None, (rejected, waited)))
 
     def wait(self, writing: Future[None]) -> None:
@@ -126,8 +132,14 @@ class _Tally:
         self.waited += time.perf_counter() - start
 
 
-def _paint_missing(painter: Painter, blocks: Sequence[Sequence[Prompt]], missing: Sequence[int], tally: _Tally) -> None:
-    out, k = Path(painter.config.out), painter.config.num_images_per_prompt
+def _paint_missing(
+    painter: Painter,
+    blocks: Sequence[Sequence[Prompt]],
+    missing: Sequence[int],
+    tally: _Tally,
+    shard_writer: ShardWriter,
+) -> None:
+    k = painter.config.num_images_per_prompt
     total = k * sum(map(len, blocks))
     completed = total - k * sum(len(blocks[number]) for number in missing)
     # One thread encodes and writes a shard while the next is painted; more than one would only pile up memory.
@@ -144,9 +156,10 @@ def _paint_missing(painter: Painter, blocks: Sequence[Sequence[Prompt]], missing
             bar.update(completed, tally.note)
             if writing is not None:
                 tally.wait(writing)
-            writing = writer.submit(_write, out, number, blocks[number], pictures, painter)
+            writing = writer.submit(_write, shard_writer, number, blocks[number], pictures, painter)
         if writing is not None:
             tally.wait(writing)
+        tally.wait(writer.submit(shard_writer.flush))
 
 
 def _tell(bar: Progress, tally: _Tally, completed: int, due: int, painted: int) -> None:
@@ -155,7 +168,7 @@ def _tell(bar: Progress, tally: _Tally, completed: int, due: int, painted: int) 
 
 
 def _write(
-    out: Path,
+    writer: ShardWriter,
     shard: int,
     prompts: Sequence[Prompt],
     pictures: Sequence[Sequence[Painted]],  # of each prompt
@@ -182,7 +195,7 @@ def _write(
                 settings=own,
             )
         )
-    shards.write_shard(out, shard, samples, images_per_prompt=config.num_images_per_prompt)
+    writer.write(shard, samples, images_per_prompt=config.num_images_per_prompt)
 
 
 def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> shards.Picture:
@@ -192,7 +205,5 @@ def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> s
         "height": 0 if file is None else file.height,
         "reason": painted.reason,
     }
-    if config.screen != "keep":
-        row["contrast"] = math.nan if mark is None else round(mark.contrast, 3)
-        row["phash"] = "" if mark is None else f"{mark.phash:016x}"
+    row |= screen.columns(mark, config)
     return shards.Picture(painted.index, b"" if file is None else file.data, row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 
 import torch
@@ -25,6 +25,7 @@ from stablerep.generate.overlap import Overlap
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.sampler import denoise, is_guided, scales
 from stablerep.generate.schedule import Schedule
+from stablerep.generate.scores import Scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.summary import NON_FINITE, UNREADABLE
 from stablerep.generate.transfer import down, up
@@ -70,6 +71,7 @@ class Painter:
     schedule: Schedule | DiffusersSchedule
     config: GenerateConfig
     batch_size: BatchSize
+    scorer: Scorer = field(default_factory=Scorer)
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +103,7 @@ class Painted:
     index: int
     pixels: Picture | None  # None: not kept
     reason: str  # what is wrong with it; "" if nothing is
-    mark: screen.Mark | None  # None without screening
+    mark: screen.Mark | None  # None: the prompt cannot be read
 
 
 @dataclass
@@ -116,7 +118,8 @@ class _Candidates:
         if config.screen == "keep":
             reasons = ["" if mark.finite else NON_FINITE for mark in self.marks]
         else:
-            reasons = screen.judge(self.marks, config.flat_below, config.duplicate_within)
+            limits = config.flat_below, config.duplicate_within, config.clip_score_below, config.nsfw_above
+            reasons = screen.judge(self.marks, *limits)
         return [(not why or (config.screen != "drop" and why != NON_FINITE), why) for why in reasons]
 
 
@@ -155,7 +158,7 @@ def paint_shard(
 def _verdicts(candidates: _Candidates, config: GenerateConfig) -> list[Painted]:
     judged = candidates.judged(config)
     return [
-        Painted(index, pixels if keep else None, why, None if config.screen == "keep" else mark)
+        Painted(index, pixels if keep else None, why, mark)
         for index, (pixels, mark, (keep, why)) in enumerate(
             zip(candidates.pixels, candidates.marks, judged, strict=True)
         )
@@ -229,13 +232,17 @@ def _paint(
         pixels = ops.to_pixels(decoded, config.image_size)
         return {"pixels": pixels, **vars(screen.look(decoded, pixels))}
 
-    return painter.graphs(paint, inputs, key=guided) if painter.graphs is not None else paint(painter.engine, inputs)
+    outputs = painter.graphs(paint, inputs, key=guided) if painter.graphs is not None else paint(painter.engine, inputs)
+    pixels = outputs.pop("pixels")
+    marks = painter.scorer.look(screen.Marks(**outputs), pixels, [prompts[row].text for row, _ in take])
+    return {"pixels": pixels, **vars(marks)}
 
 
 def _bring(outputs: Tensors, encode: Encode | Callable[[Tensor], list[Tensor]]) -> Brought:
     """The pictures of a batch and their marks, on the host."""
     pictures = encode(outputs["pixels"])
-    marks = screen.Marks(*down([outputs["finite"], outputs["contrast"], outputs["phash"]]))
+    names = [each.name for each in fields(screen.Marks)]
+    marks = screen.Marks(*down([outputs[name] for name in names]))
     return list(pictures), screen.split(marks)
 
 

@@ -97,6 +97,6 @@ def test_pictures_and_marks_come_down_in_the_marked_place(pipeline: Pipeline, mo
     made = painter(TorchEngine(pipeline), num_images_per_prompt=8)
     with Crossings() as crossed:
         paint.paint_shard(made, PROMPTS)
-    assert brought == [3] * 4  # the marks of each of four batches; pixels stay where they are on the CPU
+    assert brought == [5] * 4  # the marks of each of four batches; pixels stay where they are on the CPU
     outside = {key for key in crossed.counts if key[0] not in ("transfer.py", "screen.py", "pipeline.py")}
     assert not outside, outside  # screen.py reads what came down, pipeline.py brings the tokens up
