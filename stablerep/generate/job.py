@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from stablerep import distributed, shards
 from stablerep.config import UserError
 from stablerep.generate import screen, sweep
+from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
+from stablerep.generate.encode import as_file, decide_encoder, encoder_as_begun
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.store import store_at
 from stablerep.generate.origin import identity_of, start_dataset
-from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
+from stablerep.generate.paint import Painted, paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.publish import ShardWriter, open_writer
 from stablerep.generate.sampler import is_guided
@@ -33,8 +32,6 @@ from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary
 from stablerep.prompts import Prompt, read_prompts
 from stablerep.runlog import Progress, progress
 from stablerep.storage import reach, write
-
-JPEG_QUALITY = 95
 
 
 def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSummary | SweepSummary:
@@ -55,8 +52,8 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
         if len(runs) == 1:
             return _generate(config, prompts, pipeline, device, again)
         shared = identity_of(config, prompts, pipeline.weights_hash)
-        for name in ("guidance_scale", "engine"):  # an engine that chooses itself has its name in dataset.json
-            del shared[name]
+        for name in ("guidance_scale", "engine", "jpeg_encoder"):  # what chooses itself has its name in dataset.json
+            shared.pop(name, None)
         sweep.check_folder(config.folder, shared)
         return SweepSummary(tuple(_generate(run, prompts, pipeline, device, ()) for run in runs))
 
@@ -68,7 +65,7 @@ def _generate(
     device: torch.device,
     again: Collection[int],
 ) -> GenerateSummary:
-    out = config.folder
+    out, config = config.folder, decide_encoder(encoder_as_begun(config), device)
     schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
     engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
@@ -203,20 +200,11 @@ def _write(
 
 
 def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> shards.Picture:
-    pixels, mark = painted.pixels, painted.mark
+    file, mark = None if painted.pixels is None else as_file(painted.pixels, config.image_format), painted.mark
     row = row | {
-        "width": 0 if pixels is None else pixels.shape[1],
-        "height": 0 if pixels is None else pixels.shape[0],
+        "width": 0 if file is None else file.width,
+        "height": 0 if file is None else file.height,
         "reason": painted.reason,
     }
     row |= screen.columns(mark, config)
-    return shards.Picture(painted.index, b"" if pixels is None else encode_picture(pixels, config.image_format), row)
-
-
-def encode_picture(image: Tensor, image_format: str) -> bytes:
-    """The file of one picture [H, W, 3] uint8 on the host."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.numpy()).save(
-        buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[image_format], quality=JPEG_QUALITY
-    )
-    return buffer.getvalue()
+    return shards.Picture(painted.index, b"" if file is None else file.data, row)
