@@ -35,7 +35,8 @@ class GenerateConfig:
     """Folder for the shards. The same command again goes on where it stopped."""
 
     model: str = "default"
-    """Diffusers pipeline of the Stable Diffusion 1.x/2.x kind: a folder, a hub name, or the embedded default."""
+    """Diffusers pipeline: Stable Diffusion 1.x/2.x, SDXL, their Turbo and LCM models; a folder, a hub name, or the
+    embedded default."""
 
     lora: tuple[str, ...] = ()
     """PATH:WEIGHT of LoRA weights to add to the model: a safetensors file, or a folder as diffusers writes it."""
@@ -45,6 +46,9 @@ class GenerateConfig:
 
     engine_dir: Path | None = None
     """Folder of built engines; ~/.cache/stablerep/engines if not given."""
+
+    compile: bool = False
+    """Run --engine torch through torch.compile: a minute at the start, then fewer and larger operations."""
 
     num_images_per_prompt: int = 10
     """K. The recipe's value; 4 is nearly as good."""
@@ -106,6 +110,8 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_choice("--engine", self.engine, ENGINES)
+        if self.compile and self.engine != "torch":
+            raise UserError(f"--compile goes with --engine torch, not {self.engine}, which is compiled by itself")
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
         check_choice("--image-format", self.image_format, FORMATS)
         check_choice("--screen", self.screen, SCREENS)
@@ -148,8 +154,8 @@ class GenerateConfig:
         more = ("image_size", "image_format", "seed", "num_images_per_prompt", "prompts_per_shard")
         screening = ("screen", "screen_retries", "flat_below", "duplicate_within")
         # What came later counts only where it is used: folders of earlier versions go on.
-        later = {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
-        return {name: getattr(self, name) for name in (*names, *more, *screening)} | later
+        later = [name for name in ("guidance_rescale", "compile") if getattr(self, name)]
+        return {name: getattr(self, name) for name in (*names, *more, *screening, *later)}
 
 
 def _at_least_one(name: str, value: int) -> None:

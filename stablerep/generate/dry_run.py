@@ -76,8 +76,16 @@ def estimate(config: GenerateConfig) -> Estimate:
     with distributed.start(config.device) as device:
         pipeline = open_pipeline(config.model, device, config.lora)
         schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
-        guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-        engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
+        scales = [settings_of(prompt, config).guidance_scale for prompt in prompts]
+        guided = not pipeline.embeds_guidance and is_guided(scales)
+        engine = open_engine(
+            config.engine,
+            pipeline,
+            store_at(config.engine_dir),
+            config.batch_size,
+            guided=guided,
+            compiled=config.compile,
+        )
         check_same_run(config, prompts, engine.name, pipeline.weights_hash)
 
         def paint(count: int) -> tuple[list[int], float, int]:

@@ -67,8 +67,11 @@ def _generate(
 ) -> GenerateSummary:
     out = Path(config.out)
     schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
-    guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-    engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
+    scales = [settings_of(prompt, config).guidance_scale for prompt in prompts]
+    guided = not pipeline.embeds_guidance and is_guided(scales)
+    engine = open_engine(
+        config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided, compiled=config.compile
+    )
     start_dataset(config, prompts, engine.name, pipeline.weights_hash)
 
     blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]

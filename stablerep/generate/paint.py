@@ -163,16 +163,17 @@ def _batch(
     config = painter.config
     rows, indices = torch.tensor(take).unbind(1)
     settings = [settings_of(prompts[row], config) for row, _ in take]
+    scales = [own.guidance_scale for own in settings]
     negatives, row_of_negative = negative
     decoded = sample_decoded(
         painter.engine,
         painter.schedule,
-        conditioning[rows.to(painter.device)],
+        painter.pipeline.with_guidance(conditioning[rows.to(painter.device)], scales),
         negatives[row_of_negative[rows].to(painter.device)],
         torch.tensor([prompts[row].id for row, _ in take]),
         indices,
         latent_shape=painter.pipeline.latent_shape,
-        guidance_scale=[own.guidance_scale for own in settings],
+        guidance_scale=scales,
         seed=[own.seed for own in settings],
         guidance_rescale=config.guidance_rescale,
     )
@@ -183,7 +184,7 @@ def _batch(
 
 def _encode_negatives(pipeline: Pipeline, texts: Sequence[str]) -> Negatives:
     different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    return pipeline.encode(list(different)), torch.tensor([different[text] for text in texts])
+    return pipeline.encode_negative(list(different)), torch.tensor([different[text] for text in texts])
 
 
 def _encode(pipeline: Pipeline, prompts: Sequence[Prompt]) -> tuple[Conditioning, dict[int, str]]:
