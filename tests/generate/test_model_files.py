@@ -208,7 +208,7 @@ def test_a_hub_name_with_pickles_only(hub: type[Hub]) -> None:
     tiny_models.save("sd", hub.root)
     file = hub.root / "unet/diffusion_pytorch_model.safetensors"
     file.rename(file.with_suffix(".bin"))
-    with pytest.raises(UserError, match="--model o/m cannot be fetched from the hub: .*safetensors"):
+    with pytest.raises(UserError, match=r"--model o/m cannot be fetched from the hub: .*safetensors"):
         open_pipeline("o/m", CPU)
     assert not [name for name in hub.asked if name.endswith(".bin")]
 

@@ -23,7 +23,10 @@ class Unet(nn.Module):
         time_ids: Tensor | None = None,
         timestep_cond: Tensor | None = None,
     ) -> Tensor:
-        added = {"text_embeds": text_embeds, "time_ids": time_ids} if text_embeds is not None else None
+        added = None
+        if text_embeds is not None:
+            # The UNet joins it with float32 embeddings of time_ids. torch promotes by itself; in ONNX nothing does.
+            added = {"text_embeds": text_embeds.float(), "time_ids": time_ids}
         return self.unet(
             latents, timestep, text, timestep_cond=timestep_cond, added_cond_kwargs=added, return_dict=False
         )[0]

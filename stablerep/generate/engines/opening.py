@@ -113,19 +113,27 @@ def load(backend: Any, part: Part, entry: Entry, rows: int, *, verify_again: boo
 
     Raises:
         Unusable: damaged, of another GPU or version, or not what torch computes.
+        UserError: it does not fit into the device's memory.
     """
     if damage := entry.damage(thorough=True):
         raise Unusable(damage)
     try:
-        run = backend.Runner(entry.folder, part.dtype, part.device, rows)
-    except (UserError, MemoryError, torch.OutOfMemoryError):
+        with out_of_memory_is_torch_s():
+            run = backend.Runner(entry.folder, part.dtype, part.device, rows)
+    except torch.OutOfMemoryError as error:
+        raise _too_large(part, rows) from error
+    except UserError:
         raise
     except Exception as error:  # each library has its own kinds; each means that the file cannot be opened here
         raise Unusable(" ".join(str(error).split())[:300]) from error
     place = where(backend, part.device)
     result = entry.verified.get(place)
     if verify_again or result is None or not result["ok"]:
-        result = verify(part, run, rows)
+        try:
+            with out_of_memory_is_torch_s():
+                result = verify(part, run, rows)
+        except torch.OutOfMemoryError as error:
+            raise _too_large(part, rows) from error
         try:
             entry = entry.with_verified(place, result)
         except OSError as error:  # a shared store, read-only for us: it is verified again next time
@@ -133,6 +141,13 @@ def load(backend: Any, part: Part, entry: Entry, rows: int, *, verify_again: boo
     if not result["ok"]:
         raise Unusable(result["reason"])
     return run, entry
+
+
+def _too_large(part: Part, rows: int) -> UserError:
+    place = device_name(part.device)
+    return UserError(
+        f"{part.name} for {rows} rows does not fit into the memory of {place}; take a smaller --batch-size"
+    )
 
 
 def where(backend: Any, device: torch.device) -> str:
