@@ -54,8 +54,8 @@ class GenerateConfig:
     """K. The recipe's value; 4 is nearly as good."""
 
     guidance_scale: float | tuple[float, ...] = 2.0
-    """Classifier-free guidance. The recipe's value: 7.5 looks better and trains worse. Several: a run of each, in
-    OUT/guidance_1, OUT/guidance_2 and so on."""
+    """Classifier-free guidance; 1 turns it off, as Turbo models want it (their cards write 0). The recipe's value: 7.5
+    looks better and trains worse. Several: a run of each, in OUT/guidance_1, OUT/guidance_2 and so on."""
 
     guidance_rescale: float = 0.0
     """0 to 1: take back the contrast that strong guidance adds (Lin et al. 2023, who take 0.7)."""
