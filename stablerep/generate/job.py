@@ -15,18 +15,14 @@ import torch
 from stablerep import distributed, shards
 from stablerep.config import UserError
 from stablerep.generate import screen, sweep
-from stablerep.generate.batch import BatchSize, Painter
+from stablerep.generate.batch import Painter, open_painter
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.encode import as_file, decide_encoder, encoder_as_begun
-from stablerep.generate.engines.opening import open_engine
-from stablerep.generate.engines.store import store_at
 from stablerep.generate.origin import identity_of, start_dataset
 from stablerep.generate.paint import Painted, paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.publish import ShardWriter, open_writer
 from stablerep.generate.sampler import is_guided
-from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, mean_scores, reasons_in
 from stablerep.prompts import Prompt, read_prompts
@@ -66,14 +62,11 @@ def _generate(
     again: Collection[int],
 ) -> GenerateSummary:
     out, config = config.folder, decide_encoder(encoder_as_begun(config), device)
-    schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-    engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
-    scorer = open_scorer(config, device)
-    start_dataset(config, prompts, engine.name, pipeline.weights_hash)
+    painter = open_painter(config, pipeline, device, guided=guided)
+    start_dataset(config, prompts, painter.engine.name, pipeline.weights_hash)
 
     blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]
-    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size), scorer)
     with open_writer(out, config.staging) as writer:
         missing = writer.missing(len(blocks), again)
         tally = _Tally()
@@ -95,7 +88,7 @@ def _generate(
         screened=dict(sorted(reasons.items())),
         scores=mean_scores(stats),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        engine=engine.name,
+        engine=painter.engine.name,
         batch_size=painter.batch_size.value,
     )
     if missing or not (out / "summary.json").exists():
