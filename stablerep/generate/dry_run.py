@@ -15,12 +15,12 @@ from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.store import store_at
-from stablerep.generate.job import encode_picture
 from stablerep.generate.origin import check_same_run
 from stablerep.generate.paint import BatchSize, Painter, paint_shard
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
+from stablerep.generate.work import encode_picture
 from stablerep.prompts import Prompt, read_prompts
 
 MOST_SECONDS = 60.0  # for the batch that is measured, if one picture alone is slow

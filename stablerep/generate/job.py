@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import math
-import time
-from collections.abc import Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from PIL import Image
-from torch import Tensor
 
 from stablerep import atomic, distributed, shards
 from stablerep.config import UserError
 from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.diffusers_schedule import open_schedule
-from stablerep.generate.engines.opening import open_engine
-from stablerep.generate.engines.store import store_at
 from stablerep.generate.origin import identity_of, start_dataset
-from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
-from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
 from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, reasons_in
+from stablerep.generate.tally import Tally
+from stablerep.generate.work import Alone, Block, Crew, Worker
 from stablerep.prompts import Prompt, read_prompts
-from stablerep.runlog import Progress, progress
-
-JPEG_QUALITY = 95
+from stablerep.runlog import progress
 
 
 def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSummary | SweepSummary:
@@ -46,166 +31,73 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
     if config.dry_run:
         raise UserError("--dry-run paints no shards; in Python call stablerep.generate.dry_run.estimate(config)")
     prompts = read_prompts(Path(config.prompts))
-    with distributed.start(config.device) as device:
-        pipeline = open_pipeline(config.model, device, config.lora)
+    with _start(config) as crew:
         runs = sweep.runs_of(config)
         if len(runs) == 1:
-            return _generate(config, prompts, pipeline, device, again)
-        shared = identity_of(config, prompts, pipeline.weights_hash)
+            return _generate(config, prompts, crew, again)
+        shared = identity_of(config, prompts, crew.weights_hash)
         for name in ("guidance_scale", "engine"):  # an engine that chooses itself has its name in dataset.json
             del shared[name]
         sweep.check_folder(Path(config.out), shared)
-        return SweepSummary(tuple(_generate(run, prompts, pipeline, device, ()) for run in runs))
+        return SweepSummary(tuple(_generate(run, prompts, crew, ()) for run in runs))
+
+
+@contextmanager
+def _start(config: GenerateConfig) -> Iterator[Crew]:
+    """Open the model: here, or with --ray or --gpus in many processes."""
+    if config.ray or config.gpus:
+        from stablerep.generate import cluster  # an extra
+
+        with cluster.start(config) as actors:
+            yield actors
+    else:
+        with distributed.start(config.device) as device:
+            yield Alone(Worker(config, device))
 
 
 def _generate(
-    config: GenerateConfig,
-    prompts: Sequence[Prompt],
-    pipeline: Pipeline,
-    device: torch.device,
-    again: Collection[int],
+    config: GenerateConfig, prompts: Sequence[Prompt], crew: Crew, again: Collection[int]
 ) -> GenerateSummary:
-    out = Path(config.out)
-    schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
+    out, per_shard, k = Path(config.out), config.prompts_per_shard, config.num_images_per_prompt
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-    engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
-    start_dataset(config, prompts, engine.name, pipeline.weights_hash)
+    engine = crew.begin(config, guided)
+    start_dataset(config, prompts, engine, crew.weights_hash)
 
-    blocks = [prompts[i : i + config.prompts_per_shard] for i in range(0, len(prompts), config.prompts_per_shard)]
-    missing = [number for number in range(len(blocks)) if number in again or not shards.is_done(out, number)]
-    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size))
-    tally = _Tally()
-    _paint_missing(painter, blocks, missing, tally)
+    number_of_shards = -(-len(prompts) // per_shard)
+    missing = [number for number in range(number_of_shards) if number in again or not shards.is_done(out, number)]
+    blocks = (Block(number, prompts[number * per_shard : (number + 1) * per_shard]) for number in missing)
+    total = k * len(prompts)
+    there = total - k * sum(min(per_shard, len(prompts) - number * per_shard) for number in missing)
+    with progress("generate", total, "images", start=there) as bar:
+        tally = Tally(bar, k, completed=there)
+
+        def write(block: Block, samples: list[shards.Sample]) -> None:
+            shards.write_shard(out, block.shard, samples, images_per_prompt=k)
+            tally.written(samples)
+
+        crew.paint(blocks, write, tally)
+        seconds = tally.seconds
+
     stats = list(shards.read_stats(out))
     reasons = reasons_in(stats)
     summary = GenerateSummary(
         out=out,
         images=sum(each["images"] for each in stats),
         images_made=tally.kept,
-        seconds=tally.seconds,
+        seconds=seconds,
         wait_share=tally.wait_share,
         prompts=len(prompts),
         prompts_empty=sum(not prompt.text and not prompt.problem for prompt in prompts),
-        prompts_cut=sum(pipeline.is_cut(prompt.text) for prompt in prompts),
-        prompts_unreadable=reasons.pop(UNREADABLE, 0) // config.num_images_per_prompt,
+        prompts_cut=crew.count_cut([prompt.text for prompt in prompts]),
+        prompts_unreadable=reasons.pop(UNREADABLE, 0) // k,
         prompts_short=sum(each["short"] for each in stats),
         screen=config.screen,
         screened=dict(sorted(reasons.items())),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        engine=engine.name,
-        batch_size=painter.batch_size.value,
+        device=crew.device_name,
+        engine=engine,
+        batch_size=crew.batch_size,
+        workers=tally.of_workers,
     )
     if missing or not (out / "summary.json").exists():
         atomic.write(out / "summary.json", summary.as_json())
     return summary
-
-
-@dataclass
-class _Tally:
-    """What has happened so far, for the progress line and the summary."""
-
-    kept: int = 0
-    rejected: int = 0
-    waited: float = 0.0  # seconds that painting stood still for the writer
-    began: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
-
-    @property
-    def wait_share(self) -> float:
-        return self.waited / max(self.seconds, 1e-9)
-
-    @property
-    def note(self) -> str:
-        rejected = f"{self.rejected} not kept" if self.rejected else ""
-        waited = f"{self.wait_share:.0%} waiting for the disk" if self.wait_share >= 0.01 else ""
-        return ", ".join(filter(None, (rejected, waited)))
-
-    def wait(self, writing: Future[None]) -> None:
-        """Let the writer finish; what stopped it, a full disk for instance, surfaces here before more work is done."""
-        start = time.perf_counter()
-        writing.result()
-        self.waited += time.perf_counter() - start
-
-
-def _paint_missing(painter: Painter, blocks: Sequence[Sequence[Prompt]], missing: Sequence[int], tally: _Tally) -> None:
-    out, k = Path(painter.config.out), painter.config.num_images_per_prompt
-    total = k * sum(map(len, blocks))
-    completed = total - k * sum(len(blocks[number]) for number in missing)
-    # One thread encodes and writes a shard while the next is painted; more than one would only pile up memory.
-    with progress("generate", total, "images", start=completed) as bar, ThreadPoolExecutor(1) as writer:
-        writing: Future[None] | None = None
-        for number in missing:
-            due = k * len(blocks[number])
-            told = partial(_tell, bar, tally, completed, due)
-            pictures = paint_shard(painter, blocks[number], told)
-            completed += due
-            kept = sum(picture.pixels is not None for of_prompt in pictures for picture in of_prompt)
-            tally.kept += kept
-            tally.rejected += sum(map(len, pictures)) - kept
-            bar.update(completed, tally.note)
-            if writing is not None:
-                tally.wait(writing)
-            writing = writer.submit(_write, out, number, blocks[number], pictures, painter)
-        if writing is not None:
-            tally.wait(writing)
-
-
-def _tell(bar: Progress, tally: _Tally, completed: int, due: int, painted: int) -> None:
-    # New pictures in the place of those that were not kept bring the end no nearer.
-    bar.update(completed + min(painted, due), tally.note)
-
-
-def _write(
-    out: Path,
-    shard: int,
-    prompts: Sequence[Prompt],
-    pictures: Sequence[Sequence[Painted]],  # of each prompt
-    painter: Painter,
-) -> None:
-    """Encode the pictures of one shard and write it."""
-    config = painter.config
-    row: dict[str, Any] = {
-        "guidance_rescale": config.guidance_rescale,
-        "num_inference_steps": config.num_inference_steps,
-        "scheduler": config.scheduler,
-        "model": painter.pipeline.weights_hash,
-        "engine": painter.engine.name,
-    }
-    samples = []
-    for prompt, of_prompt in zip(prompts, pictures, strict=True):
-        own = asdict(settings_of(prompt, config))
-        samples.append(
-            shards.Sample(
-                prompt_id=prompt.id,
-                prompt=prompt.text,
-                ending=config.image_format,
-                pictures=[_picture(picture, own | row, config) for picture in of_prompt],
-                settings=own,
-            )
-        )
-    shards.write_shard(out, shard, samples, images_per_prompt=config.num_images_per_prompt)
-
-
-def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> shards.Picture:
-    pixels, mark = painted.pixels, painted.mark
-    row = row | {
-        "width": 0 if pixels is None else pixels.shape[1],
-        "height": 0 if pixels is None else pixels.shape[0],
-        "reason": painted.reason,
-    }
-    if config.screen != "keep":
-        row["contrast"] = math.nan if mark is None else round(mark.contrast, 3)
-        row["phash"] = "" if mark is None else f"{mark.phash:016x}"
-    return shards.Picture(painted.index, b"" if pixels is None else encode_picture(pixels, config.image_format), row)
-
-
-def encode_picture(image: Tensor, image_format: str) -> bytes:
-    """The file of one picture [H, W, 3] uint8 on the host."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.numpy()).save(
-        buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[image_format], quality=JPEG_QUALITY
-    )
-    return buffer.getvalue()

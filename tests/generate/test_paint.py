@@ -14,7 +14,7 @@ from torch import Tensor
 
 import stablerep
 from stablerep.config import UserError
-from stablerep.generate import job
+from stablerep.generate import work
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
@@ -171,8 +171,8 @@ def test_rows_and_summary_tell_what_was_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
 ) -> None:
     (tmp_path / "p.txt").write_text("a bag\na coat\na shirt\n")
-    monkeypatch.setattr(job, "open_pipeline", lambda *_: pipeline)
-    monkeypatch.setattr(job, "open_engine", lambda name, pipeline, *args, **kwargs: Spoiled(pipeline, value=0.3))
+    monkeypatch.setattr(work, "open_pipeline", lambda *_: pipeline)
+    monkeypatch.setattr(work, "open_engine", lambda name, pipeline, *args, **kwargs: Spoiled(pipeline, value=0.3))
     fields = FEW | {"screen": "drop", "screen_retries": 20, "num_images_per_prompt": 6}
     summary = stablerep.generate(prompts=tmp_path / "p.txt", out=tmp_path / "out", **fields)
     rows = [row for path in sorted((tmp_path / "out").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
