@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ except ImportError:
 from stablerep.generate.dispatch import Dispatcher, Plan
 
 OBJECT_STORE_BYTES_A_WORKER = 256 * 2**20  # for two blocks of encoded pictures; beyond that Ray goes on on the disk
+
+KNOCK_SECONDS = 10.0
 
 
 @contextmanager
@@ -62,9 +65,12 @@ def joined(config: GenerateConfig) -> Iterator[Plan]:
             finally:
                 ray.shutdown()
     else:
+        assert config.ray is not None
         try:
+            if config.ray != "auto":
+                _knock(config.ray)
             ray.init(address=config.ray, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # Ray raises each of them
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"--ray {config.ray}: no cluster to join ({reason}); ray start --head starts one, --ray local one for "
@@ -74,6 +80,14 @@ def joined(config: GenerateConfig) -> Iterator[Plan]:
             yield plan_for(config, one_machine=False)
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError or ValueError where nobody answers; Ray itself would try for ten minutes and more."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise ValueError("an address is HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _start_here(config: GenerateConfig, folder: str) -> None:

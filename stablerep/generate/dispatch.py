@@ -76,10 +76,11 @@ class _Todo:
         return bool(self._blocks)
 
     def take(self, member: _Member) -> Block | None:
-        """A block for an actor, if it is free for one."""
-        suspects = sum(self._failures[block.shard] > 0 for block in (*self._blocks_ahead(), *member.blocks))
-        room = 0 if member.about is None else 1 if suspects else BLOCKS_AN_ACTOR
-        return self._blocks.popleft() if self._blocks and len(member.blocks) < room else None
+        """A block for an actor, if it has room for one: one that has failed wants an actor to itself."""
+        if not self._blocks or member.about is None:
+            return None
+        failed = any(self._failures[block.shard] for block in (self._blocks[0], *member.blocks))
+        return self._blocks.popleft() if len(member.blocks) < (1 if failed else BLOCKS_AN_ACTOR) else None
 
     def give_back(self, blocks: Sequence[Block]) -> None:
         self._blocks.extendleft(reversed(blocks))
@@ -104,9 +105,6 @@ class _Todo:
             self._failed_in_a_row += 1
             if self._failed_in_a_row == MOST_FAILURES:
                 raise UserError(f"--ray: {MOST_FAILURES} blocks in a row ended their workers, the last one: {reason}")
-
-    def _blocks_ahead(self) -> list[Block]:
-        return [self._blocks[0]] if self._blocks else []
 
 
 class Dispatcher:
