@@ -70,7 +70,7 @@ class Actor:
         """Paint and encode one block of a run."""
         pictures, idle = self._device_thread.submit(self._paint, config, guided, block).result()
         samples = self._worker.encode(block, pictures)
-        del self._painted[block.shard]
+        self._painted.pop(block.shard, None)  # absent where no prompt could be read
         return Result(samples, idle, self._worker.painter.batch_size.value, self._ears.empty())
 
     def painted(self) -> dict[int, int]:
@@ -87,9 +87,7 @@ class Actor:
         arithmetic = f"{worker.device_name}, torch {torch.__version__}"
         if device == "cpu":
             arithmetic += f", {torch.backends.cpu.get_cpu_capability()}"
-        return About(
-            platform.node(), worker.device_name, arithmetic, worker.pipeline.weights_hash, self._ears.empty()
-        )
+        return About(platform.node(), worker.device_name, arithmetic, worker.pipeline.weights_hash, self._ears.empty())
 
     def _begin(self, config: GenerateConfig, guided: bool) -> str:
         self._begun, self._rested = None, None

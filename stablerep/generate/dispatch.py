@@ -30,7 +30,7 @@ BLOCKS_AN_ACTOR = 2
 MOST_FAILURES = 3
 WAIT_SECONDS = 1.0
 NEWS_SECONDS = 2.0
-PATIENCE_SECONDS = 30.0  # without any worker, before we say what we wait for
+PATIENCE_SECONDS = 60.0  # without any worker, before we say what we wait for
 CUT_AT_ONCE = 10_000
 
 log = logging.getLogger("stablerep.generate")
@@ -192,7 +192,11 @@ class Dispatcher:
             self._ready_at = time.monotonic()
         elif time.monotonic() - self._ready_at > PATIENCE_SECONDS:
             self._ready_at = time.monotonic()
-            log.warning("still waiting for a worker; free in the Ray cluster: %s", _resources(ray.available_resources()))
+            free = ray.available_resources()
+            log.warning(
+                "still waiting for a worker to start and open the model; free in the Ray cluster: %g GPUs, %g CPUs",
+                free.get("GPU", 0), free.get("CPU", 0),
+            )  # fmt: skip
         ready, _ = ray.wait(list(self._calls), timeout=WAIT_SECONDS)
         if not ready:
             return None
@@ -246,7 +250,7 @@ class Dispatcher:
     def _add_member(self) -> None:
         plan = self._plan
         resources = {"num_gpus": 1} if plan.device == "cuda" else {"num_cpus": plan.threads}
-        # Two blocks and a question after their progress at once. Ray restarts nothing: it would try a deadly block for ever.
+        # At once: its blocks, and a question after their progress. Ray itself would try a deadly block for ever.
         actor = ray.remote(Actor).options(max_concurrency=BLOCKS_AN_ACTOR + 1, max_restarts=0, **resources).remote()
         member = _Member(actor, f"worker {self._added}")
         self._added += 1
@@ -280,8 +284,11 @@ class Dispatcher:
             self._send_away(member, cause)
             return
         self._remove(member)
-        reason = str(cause).strip().splitlines()[-1][:300] if str(cause).strip() else type(cause).__name__
+        reason = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1][:200]}"
         log.warning("%s is lost: %s", member.name, reason)
+        if isinstance(error, RayTaskError) and reason not in self._said:  # no death: where it happened matters
+            self._said.add(reason)
+            log.error("%s", error)
         self._todo.failed(member.blocks, reason)
         self._stillborn += member.about is None
         if self._stillborn < MOST_FAILURES:
@@ -313,7 +320,3 @@ class Dispatcher:
             if text not in self._said:
                 self._said.add(text)
                 log.log(level, "%s: %s", member.name, text)
-
-
-def _resources(free: dict[str, float]) -> str:
-    return ", ".join(f"{free.get(name, 0):g} {name}s" for name in ("GPU", "CPU"))

@@ -55,9 +55,7 @@ def _start(config: GenerateConfig) -> Iterator[Crew]:
             yield Alone(Worker(config, device))
 
 
-def _generate(
-    config: GenerateConfig, prompts: Sequence[Prompt], crew: Crew, again: Collection[int]
-) -> GenerateSummary:
+def _generate(config: GenerateConfig, prompts: Sequence[Prompt], crew: Crew, again: Collection[int]) -> GenerateSummary:
     out, per_shard, k = Path(config.out), config.prompts_per_shard, config.num_images_per_prompt
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
     engine = crew.begin(config, guided)
