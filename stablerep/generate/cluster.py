@@ -94,9 +94,7 @@ def _start_here(config: GenerateConfig, folder: str) -> None:
     gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
     if not gpus and (config.gpus or config.device == "cuda"):
         flag = f"--gpus {config.gpus}" if config.gpus else "--device cuda"
-        raise UserError(
-            f"{flag}: this machine has no GPU; --ray local paints on its processors, --ray HOST:PORT elsewhere"
-        )
+        raise UserError(f"{flag}: no GPU on this machine; --ray local paints on its processors")
     cpus = max(len(os.sched_getaffinity(0)), torch.get_num_threads())
     ray.init(
         address="local",

@@ -156,13 +156,9 @@ class GenerateConfig:
             if self.gpus != "all" and not (self.gpus.isdecimal() and int(self.gpus) > 0):
                 raise UserError(f"--gpus must be all or a number of at least 1, got {self.gpus!r}")
             if self.device == "cpu":
-                raise UserError(
-                    f"--gpus {self.gpus} and --device cpu exclude each other; --ray local paints on the CPU"
-                )
+                raise UserError(f"--gpus {self.gpus} and --device cpu exclude each other; --ray local takes the CPU")
         if (self.gpus or self.ray) and self.device not in ("auto", "cpu", "cuda"):
-            raise UserError(
-                f"--device {self.device}: which GPU a worker has is Ray's to say; use --gpus, or auto or cpu"
-            )
+            raise UserError(f"--device {self.device}: Ray says which GPU a worker has; use --gpus, or auto or cpu")
 
     def picture_fields(self) -> dict[str, Any]:
         """The fields that a picture's pixels depend on, besides the prompt and the weights."""

@@ -128,7 +128,7 @@ def _workers(config: GenerateConfig) -> int:
     with cluster.joined(config) as plan:
         if plan.device == "cuda" and not torch.cuda.is_available():
             raise UserError(
-                "--dry-run paints its sample here, and only the Ray cluster has GPUs; run it on one of its machines"
+                "--dry-run paints its sample here, and only the Ray cluster has GPUs; run it on one of those"
             )
         return plan.count
 
