@@ -39,7 +39,12 @@ def train(**fields: Any) -> Path:
     from stablerep.train.config import TrainConfig
     from stablerep.train.loop import train
 
-    return train(TrainConfig(**fields))
+    config, open_online = TrainConfig(**fields), None
+    if config.online:
+        from stablerep.generate.online import opener
+
+        open_online = opener(config.online, Path(config.out))
+    return train(config, open_online)
 
 
 def evaluate(**fields: Any) -> dict[str, Any]:

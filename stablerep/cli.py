@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stablerep.config import UserError, check_choice, parse
+from stablerep.storage import Folder, place
 
 BACK = "run the same command when its file system is back; nothing finished is lost"
 MENDS = {
@@ -42,7 +43,7 @@ def gen(argv: Sequence[str] | None = None) -> None:
         folder, others = _take_folder("--repair", argv)
         if folder:
             return _repair(folder, others)
-        config = _with_engine_dir(parse(GenerateConfig, argv, "stablerep-gen"))
+        config = _with_cache_folders(parse(GenerateConfig, argv, "stablerep-gen"))
         if config.dry_run:
             from stablerep.generate.dry_run import estimate
 
@@ -69,18 +70,18 @@ def prompts(argv: Sequence[str] | None = None) -> None:
     _command("stablerep-prompts", run, argv)
 
 
-def _take_folder(flag: str, argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+def _take_folder(flag: str, argv: Sequence[str]) -> tuple[Folder | None, list[str]]:
     """The folder after a flag, or joined to it by =, and the other words."""
     for at, word in enumerate(argv):
         if word == flag or word.startswith(flag + "="):
             joined = [word[len(flag) + 1 :]] if "=" in word else list(argv[at + 1 : at + 2])
             if not joined or not joined[0] or joined[0].startswith("--"):
                 raise UserError(f"{flag} needs the folder to look at: stablerep-gen {flag} OUT")
-            return Path(joined[0]), [*argv[:at], *argv[at + (1 if "=" in word else 2) :]]
+            return place(joined[0]), [*argv[:at], *argv[at + (1 if "=" in word else 2) :]]
     return None, list(argv)
 
 
-def _verify(out: Path, others: Sequence[str]) -> None:
+def _verify(out: Folder, others: Sequence[str]) -> None:
     from stablerep.generate.verify import verify
 
     if others:
@@ -93,12 +94,13 @@ def _verify(out: Path, others: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _repair(out: Path, others: Sequence[str]) -> None:
+def _repair(out: Folder, others: Sequence[str]) -> None:
     from stablerep.generate.config import GenerateConfig
     from stablerep.generate.repair import recorded_flags, repair
 
     flags = recorded_flags(out)
-    config = parse(GenerateConfig, [*others, "--out", str(out)], "stablerep-gen", flags, out / "dataset.json")
+    argv = [*others, "--out", str(out)]
+    config = _with_cache_folders(parse(GenerateConfig, argv, "stablerep-gen", flags, Path(f"{out}/dataset.json")))
     before, after = repair(config)
     for problem in before.problems:
         print(problem)
@@ -116,9 +118,14 @@ def train(argv: Sequence[str] | None = None) -> None:
         from stablerep.train.config import TrainConfig
 
         config = parse(TrainConfig, argv, "stablerep-train")
+        open_online = None
+        if config.online:
+            from stablerep.generate.online import opener
+
+            open_online = opener(config.online, config.out)
         from stablerep.train.loop import train
 
-        print(f"encoder in {train(config)}")
+        print(f"encoder in {train(config, open_online)}")
 
     _command("stablerep-train", run, argv)
 
@@ -151,7 +158,7 @@ def engine(argv: Sequence[str] | None = None) -> None:
             print("\n".join(f"  {name:8}{(cls.__doc__ or '').strip()}" for name, cls in COMMANDS.items()))
             return
         check_choice("stablerep-engine", verb, COMMANDS)
-        config = _with_engine_dir(parse(COMMANDS[verb], rest, f"stablerep-engine {verb}"))
+        config = _with_cache_folders(parse(COMMANDS[verb], rest, f"stablerep-engine {verb}"))
         from stablerep.generate.engines.manage import RUN
 
         for line in RUN[verb](config):
@@ -171,12 +178,16 @@ def doctor(argv: Sequence[str] | None = None) -> None:
     _command("stablerep-doctor", run, argv)
 
 
-def _with_engine_dir(config: Any) -> Any:
-    """The config with the cache folder of the XDG convention, where none is given and the user has moved it."""
+def _with_cache_folders(config: Any) -> Any:
+    """The config with folders below the cache of the XDG convention, where none are given and the user has moved it."""
     cache = os.environ.get("XDG_CACHE_HOME")
-    if config.engine_dir is not None or not cache:
-        return config
-    return dataclasses.replace(config, engine_dir=Path(cache) / "stablerep/engines")
+    folders = {"engine_dir": "engines", "staging": "staging"} if cache else {}
+    moved = {
+        field: Path(f"{cache}/stablerep/{name}")
+        for field, name in folders.items()
+        if getattr(config, field, ...) is None
+    }
+    return dataclasses.replace(config, **moved)
 
 
 @contextlib.contextmanager

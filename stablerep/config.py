@@ -93,7 +93,7 @@ def fingerprint(values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def refuse_other_run(folder: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+def refuse_other_run(folder: object, earlier: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise a UserError that names the first difference between a folder's config and the one asked for."""
     for name in sorted(earlier.keys() | now.keys()):
         if earlier.get(name) != now.get(name):

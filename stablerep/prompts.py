@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from stablerep.config import UserError
 
+NO_NEGATIVE_PROMPT = "-"  # an empty cell says nothing: CSV knows no other empty text
 COLUMNS = ("prompt", "caption", "text")  # the first of these that a table has
 
 
@@ -25,7 +26,7 @@ class Prompt:
     id: int
     text: str
     guidance_scale: float | None = None  # None: the run's own
-    negative_prompt: str | None = None
+    negative_prompt: str | None = None  # "": none, whatever the run's
     seed: int | None = None
     problem: str = ""  # why its row holds no text; it is named and counted, the others are painted
 
@@ -33,7 +34,8 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """Read a prompts file: .txt has one a line, .csv, .jsonl and .parquet a column prompt, caption or text.
 
-    Columns guidance_scale, negative_prompt and seed override the run's own where they are not empty.
+    Columns guidance_scale, negative_prompt and seed override the run's own where they are not empty; a negative_prompt
+    of "-" is none at all.
     An empty line between others is a prompt too (the unconditional picture), so that ids stay row numbers. So is a row
     that holds no text: its prompt has a problem instead.
 
@@ -94,7 +96,7 @@ def _prompt(number: int, row: Any) -> Prompt:
         try:
             settings = {
                 "guidance_scale": _guidance_scale(row.get("guidance_scale")),
-                "negative_prompt": _words(row.get("negative_prompt")) or None,
+                "negative_prompt": _negative_prompt(row.get("negative_prompt")),
                 "seed": _seed(row.get("seed")),
             }
         except ValueError as error:
@@ -111,8 +113,9 @@ def _prompt(number: int, row: Any) -> Prompt:
     return Prompt(number, " ".join(row.split()), **settings)
 
 
-def _words(value: Any) -> str:
-    return "" if _is_missing(value) else " ".join(str(value).split())
+def _negative_prompt(value: Any) -> str | None:
+    words = None if _is_missing(value) else " ".join(str(value).split())
+    return "" if words == NO_NEGATIVE_PROMPT else words
 
 
 def _is_missing(value: Any) -> bool:

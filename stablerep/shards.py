@@ -16,12 +16,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +31,12 @@ from numpy.typing import NDArray
 
 from stablerep import atomic
 from stablerep.config import UserError, fingerprint, refuse_other_run
+from stablerep.storage import Folder, read_all, refuse_url, write
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+STATS_PATTERN = "[0-9]*_stats.json"
+
+AnyFolder = TypeVar("AnyFolder", bound=Folder)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class ImageIndex:
         return len(self.file)
 
 
-def start_dataset(out: Path, config: dict[str, Any], run: dict[str, Any] | None = None) -> None:
+def start_dataset(out: Folder, config: dict[str, Any], run: dict[str, Any] | None = None) -> None:
     """Make `out` the home of one run: write its dataset.json, or check that the one there is the same run's.
 
     config is what the bytes of the shards follow from; run, what else is good to know of the run that began here.
@@ -96,10 +101,10 @@ def start_dataset(out: Path, config: dict[str, Any], run: dict[str, Any] | None 
             f"--out {out} holds files that are no run of ours ({min(strangers)}, ...); choose an empty folder"
         )
     about = {"hash": fingerprint(config), "config": config, "run": run or {}}
-    atomic.write(path, json.dumps(about, indent=1).encode())
+    write(path, json.dumps(about, indent=1).encode())
 
 
-def read_dataset(out: Path) -> dict[str, Any] | None:
+def read_dataset(out: Folder) -> dict[str, Any] | None:
     """dataset.json: hash, config and run; None if it is missing or damaged."""
     try:
         dataset = json.loads((out / "dataset.json").read_text())
@@ -120,10 +125,17 @@ def is_done(out: Path, shard: int) -> bool:
     return True
 
 
-def write_shard(out: Path, shard: int, samples: Sequence[Sample], images_per_prompt: int = 0) -> None:
-    """Write one shard whole: tar, rows, then the stats that make it count. Each file is fsynced and renamed.
+def read_done(out: Path) -> dict[int, dict[str, Any]]:
+    """What the stats of each whole shard say."""
+    numbers = (int(path.name.split("_")[0]) for path in done_stats(out))
+    return {shard: _read_json(_stats_path(out, shard)) for shard in numbers if is_done(out, shard)}
 
-    The stats count the prompts that kept some pictures, but fewer than images_per_prompt.
+
+def write_shard(out: Path, shard: int, samples: Sequence[Sample], images_per_prompt: int = 0) -> dict[str, Any]:
+    """Write one shard whole: tar, rows, then the stats that make it count, which it returns.
+
+    Each file is fsynced and renamed. The stats count the prompts that kept some pictures, but
+    fewer than images_per_prompt.
 
     Raises:
         UserError: the folder, or its dataset.json, has gone since start_dataset.
@@ -149,24 +161,28 @@ def write_shard(out: Path, shard: int, samples: Sequence[Sample], images_per_pro
         "parquet_sha256": hashlib.sha256(table).hexdigest(),
         "short": sum(0 < _kept(sample) < images_per_prompt for sample in samples),
         "reasons": dict(sorted(Counter(row["reason"] for row in rows if row.get("reason")).items())),
+        **_scores(rows),
     }
     atomic.write(_stats_path(out, shard), json.dumps(stats).encode())
+    return stats
 
 
-def read_stats(out: Path) -> Iterator[dict[str, Any]]:
+def read_stats(out: Folder) -> Iterator[dict[str, Any]]:
     """What the stats file of each done shard says."""
-    for path in done_stats(out):
-        yield _read_json(path)
+    paths = done_stats(out)
+    for path, data in zip(paths, read_all(paths), strict=True):
+        yield _parse(path, data)
 
 
-def done_stats(out: Path) -> list[Path]:
+def done_stats(out: AnyFolder) -> list[AnyFolder]:
     """The stats files of the done shards, in the order of the shards."""
-    return sorted(out.glob("[0-9]*_stats.json"))
+    return sorted(out.glob(STATS_PATTERN))  # type: ignore[arg-type]
 
 
 def index_images(path: Path) -> ImageIndex:
     """Index shards (a folder with dataset.json) or a folder of picture files."""
     if not path.exists():
+        refuse_url("--data", path)
         raise UserError(f"--data {path} does not exist")
     return index_shards(path) if (path / "dataset.json").exists() else index_folder(path)
 
@@ -283,8 +299,15 @@ def _pack(samples: Sequence[Sample]) -> tuple[bytes, list[dict[str, Any]]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return _parse(path, path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} is damaged ({error}); run the same stablerep-gen command again to mend it") from error
+
+
+def _parse(path: Folder, data: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(data)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); run the same stablerep-gen command again to mend it") from error
 
 
@@ -292,7 +315,17 @@ def _kept(sample: Sample) -> int:
     return sum(bool(picture.data) for picture in sample.pictures)
 
 
-def _all_made_with(out: Path, run: str) -> bool:
+def _scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each column that is a score, how many kept pictures have one and their sum; nothing where there is none."""
+    scores = {}
+    for name in (name for name in next(iter(rows), {}) if name.endswith("_score")):
+        known = [row[name] for row in rows if row["kept"] and not math.isnan(row[name])]
+        if known:
+            scores[name] = [len(known), math.fsum(known)]
+    return {"scores": scores} if scores else {}
+
+
+def _all_made_with(out: Folder, run: str) -> bool:
     """Whether there are done shards, and all of them were made by the run with this hash."""
     stats = list(read_stats(out))
     return bool(stats) and all(each.get("run") == run for each in stats)

@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stablerep.config import UserError
+from stablerep.generate.config import GenerateConfig
+from stablerep.generate.origin import hash_prompts
+from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 
 TEXTS = ["a photo of a cat", "", 'a "quoted", dog', "Zürich bei Nacht"]
@@ -85,6 +88,25 @@ def test_columns_override_the_run_where_they_are_not_empty(tmp_path: Path, endin
     assert cat == Prompt(0, "a cat", guidance_scale=1.5, negative_prompt="a dog", seed=2**62 + 1)
     assert cow == Prompt(1, "a cow")
     assert fox == Prompt(2, "a fox", guidance_scale=0.0, seed=0)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_dash_is_no_negative_prompt_and_an_empty_cell_the_runs(tmp_path: Path, ending: str) -> None:
+    cells = ["-", "", "a - b", " - "]
+    if ending == "csv":
+        lines = [f'a cat,"{cell}"' for cell in cells]
+        (tmp_path / "p.csv").write_text("\n".join(["prompt,negative_prompt", *lines]))
+    elif ending == "jsonl":
+        rows = [{"prompt": "a cat", "negative_prompt": cell} for cell in cells]
+        (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.table({"prompt": ["a cat"] * 4, "negative_prompt": cells}), tmp_path / "p.parquet")
+    prompts = read_prompts(tmp_path / f"p.{ending}")
+    assert [prompt.negative_prompt for prompt in prompts] == ["", None, "a - b", ""]
+    config = GenerateConfig(prompts=tmp_path / "p", out=tmp_path / "out", negative_prompt="blurry")
+    used = [settings_of(prompt, config).negative_prompt for prompt in prompts]
+    assert used == ["", "blurry", "a - b", ""]
+    assert len({hash_prompts([prompt]) for prompt in prompts[:3]}) == 3
 
 
 def test_gaps_as_pandas_writes_them(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from stablerep.config import UserError
+from stablerep.storage import refuse_url
 
 Split = Literal["train", "test"]
 
@@ -61,6 +62,7 @@ def load_labelled(
         return LabelledSet(photos.images[kept], photos.labels[kept], photos.class_names)
     if Path(name_or_path).is_dir():
         return labelled_folder(Path(name_or_path), split, image_size, max_images, seed)
+    refuse_url("--data", name_or_path)
     near = difflib.get_close_matches(name_or_path, NAMED_SETS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give a folder ({LAYOUT}) or one of: {', '.join(NAMED_SETS)}"
     raise UserError(f"--data {name_or_path}: no such folder, and no set of that name; {hint}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,8 @@ from stablerep.config import UserError, fingerprint
 from stablerep.shards import ImageIndex, index_images
 
 GroupBy = Literal["prompt", "image"]
-ORDER, CHOICE = range(2)  # streams of random numbers, so that one use never shifts another
+# Streams of random numbers, so that one use never shifts another; the last three are data/pool.py's and online.py's.
+ORDER, CHOICE, POOL_ORDER, POOL_CHOICE, PROMPT_ORDER = range(5)
 
 log = logging.getLogger("stablerep.data")
 
@@ -23,6 +25,21 @@ log = logging.getLogger("stablerep.data")
 def random_stream(seed: int, stream: int, step: int, source: int = 0) -> np.random.Generator:
     """Numbers that depend on these four alone: a counter, no state to save."""
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, step, source]))
+
+
+def deal(step: int, share: int, total: int, order: Callable[[int], NDArray[np.int64]]) -> NDArray[np.int64]:  # [share]
+    """What step gets of 0 .. total-1 when each gets `share`, in the order that each round has."""
+    position = step * share + np.arange(share)
+    dealt = [order(int(e))[position[position // total == e] % total] for e in np.unique(position // total)]
+    return np.concatenate(dealt) if dealt else position
+
+
+def choose_views(
+    random: np.random.Generator, count: NDArray[np.int64], views: int
+) -> NDArray[np.int64]:  # [G, views], each row out of 0 .. count-1, drawn without replacement
+    keys = random.random((len(count), int(count.max())))  # the smallest win
+    keys[np.arange(keys.shape[1]) >= count[:, None]] = np.inf
+    return np.argsort(keys, axis=1)[:, :views]
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,7 @@ def open_source(data: str, group_by: GroupBy, views: int) -> Source:
     Raises:
         UserError: nothing there, a weight that is none, or shards with fewer pictures a prompt than views.
     """
-    path, weight = _split_weight(data)
+    path, weight = split_weight(data, "--data")
     index = index_images(path)
     by_prompt = group_by == "prompt" and not index.is_folder
     if by_prompt and index.images_per_group < views:
@@ -83,7 +100,7 @@ class Sampler:
 
     def __init__(self, sources: Sequence[Source], groups_per_step: int, views: int, seed: int) -> None:
         self.sources, self.views, self.seed = tuple(sources), views, seed
-        self._groups = _share(groups_per_step, [source.weight for source in sources])
+        self._groups = share_out(groups_per_step, [source.weight for source in sources])
         self._label_base = np.cumsum([0] + [len(source.count) for source in sources])
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # source -> its epoch and the order of it
 
@@ -113,22 +130,15 @@ class Sampler:
         group = self._deal(number, step)  # [G]
         if source.count.max() == 1:
             chosen = np.zeros((len(group), self.views), np.int64)
-        else:  # a random key for each member, the smallest win: drawn without replacement
-            keys = random_stream(self.seed, CHOICE, step, number).random((len(group), int(source.count.max())))
-            keys[np.arange(keys.shape[1]) >= source.count[group][:, None]] = np.inf
-            chosen = np.argsort(keys, axis=1)[:, : self.views]
+        else:
+            chosen = choose_views(random_stream(self.seed, CHOICE, step, number), source.count[group], self.views)
         image = source.members[source.first[group][:, None] + chosen]  # [G, views]
         label = np.repeat(group + self._label_base[number], self.views)
         return np.full(image.size, number), image.reshape(-1), label
 
     def _deal(self, number: int, step: int) -> NDArray[np.int64]:
         """The next groups of one source, in an order drawn anew each time it comes round."""
-        total, share = len(self.sources[number].count), self._groups[number]
-        position = step * share + np.arange(share)
-        dealt = [
-            self._order(number, int(e))[position[position // total == e] % total] for e in np.unique(position // total)
-        ]
-        return np.concatenate(dealt) if dealt else position
+        return deal(step, self._groups[number], len(self.sources[number].count), partial(self._order, number))
 
     def _order(self, number: int, epoch: int) -> NDArray[np.int64]:
         if self._orders.get(number, (-1,))[0] != epoch:
@@ -137,7 +147,8 @@ class Sampler:
         return self._orders[number][1]
 
 
-def _split_weight(data: str) -> tuple[Path, float]:
+def split_weight(data: str, flag: str) -> tuple[Path, float]:
+    """PATH:WEIGHT, or PATH for weight 1."""
     path, colon, text = data.rpartition(":")
     if not colon or Path(data).exists():
         return Path(data), 1.0
@@ -146,11 +157,11 @@ def _split_weight(data: str) -> tuple[Path, float]:
     except ValueError:
         return Path(data), 1.0  # a path with a colon in it
     if not 0 < weight < float("inf"):
-        raise UserError(f"--data {data}: the weight after the colon must be above 0, got {text}")
+        raise UserError(f"{flag} {data}: the weight after the colon must be above 0, got {text}")
     return Path(path), weight
 
 
-def _share(total: int, weights: Sequence[float]) -> list[int]:
+def share_out(total: int, weights: Sequence[float]) -> list[int]:
     """Split a whole number by weight; what rounding leaves goes to the largest remainders."""
     exact = np.asarray(weights) / sum(weights) * total
     shares = np.floor(exact).astype(int)

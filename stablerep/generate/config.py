@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stablerep.config import UserError, check_choice
+from stablerep.storage import Folder, place
 
 ENGINES = ("torch", "onnx", "trt", "auto")
 FUSED_SCHEDULERS = ("ddim", "dpmsolver++", "euler")  # one kernel a step; the others are diffusers' own
@@ -29,10 +30,14 @@ class GenerateConfig:
 
     prompts: Path
     """File of prompts: .txt (one a line), .csv, .jsonl or .parquet (column prompt, caption or text; columns
-    guidance_scale, negative_prompt and seed, where not empty, win over the run's own)."""
+    guidance_scale, negative_prompt and seed, where not empty, win over the run's own; - is no negative_prompt)."""
 
-    out: Path
-    """Folder for the shards. The same command again goes on where it stopped."""
+    out: str | Path
+    """Folder for the shards, or a URL: s3://bucket/run, gs://, az:// or what else fsspec opens. The same command again
+    goes on where it stopped."""
+
+    staging: Path | None = None
+    """Folder where finished shards wait for their upload to a URL; ~/.cache/stablerep/staging if not given."""
 
     model: str = "default"
     """Diffusers pipeline of the Stable Diffusion 1.x/2.x kind: a folder, a hub name, or the embedded default."""
@@ -64,7 +69,7 @@ class GenerateConfig:
     euler_ancestral, heun, lcm, lms, pndm, sde-dpmsolver++, tcd, unipc."""
 
     negative_prompt: str = ""
-    """What guidance leads away from."""
+    """What guidance leads away from; in a prompts table's column of this name, a cell of - means nothing."""
 
     image_size: int | None = None
     """Store pictures of this many pixels a side, resized with antialiasing. As sampled if not given."""
@@ -88,6 +93,22 @@ class GenerateConfig:
 
     duplicate_within: int = 2
     """Near-duplicate: the 64-bit perceptual hash differs from an earlier picture's in at most so many bits. -1: off."""
+
+    clip_score_model: str | None = None
+    """CLIP or SigLIP of transformers, a folder or a hub name: a column clip_score says how well each picture shows its
+    prompt, as 100 x cosine (at least 0; not a number for empty prompts). Off if not given, and costs a pass of it."""
+
+    clip_score_below: float | None = None
+    """Not good enough: a clip_score below this, 0 to 100. CLIP gives 25 to 35 to what fits, SigLIP less; look at the
+    column first. If not given, none is too low."""
+
+    nsfw_model: str | None = None
+    """Image classifier of transformers with a label like nsfw or porn, or the safety_checker folder of a Stable
+    Diffusion 1.x pipeline; a folder or a hub name. A column nsfw_score holds what it says of each picture."""
+
+    nsfw_above: float | None = None
+    """Not safe for work: an nsfw_score above this, 0 to 1; with --nsfw-model 0.5 if not given. A classifier's score is
+    the probability of such labels; of a safety checker's, 0.5 is its own line and 0.01 is 0.01 of cosine."""
 
     batch_size: int = 64
     """Pictures painted at once; halved, and said, when they do not fit into the device's memory."""
@@ -116,6 +137,7 @@ class GenerateConfig:
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
         check_choice("--image-format", self.image_format, FORMATS)
         check_choice("--screen", self.screen, SCREENS)
+        object.__setattr__(self, "out", out if isinstance(out := place(self.out), Path) else str(out))
         for name in ("num_images_per_prompt", "num_inference_steps", "prompts_per_shard", "batch_size"):
             _at_least_one(name, getattr(self, name))
         if self.image_size is not None:
@@ -135,6 +157,7 @@ class GenerateConfig:
             raise UserError(f"--flat-below must be between 0 and 128 grey levels, got {self.flat_below}")
         if not -1 <= self.duplicate_within <= 64:
             raise UserError(f"--duplicate-within must be between -1 and 64 bits, got {self.duplicate_within}")
+        self._check_scores()
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed must be between 0 and 2^63 - 1, got {self.seed}")
 
@@ -159,6 +182,27 @@ class GenerateConfig:
                 raise UserError(f"--gpus {self.gpus} and --device cpu exclude each other; --ray local takes the CPU")
         if (self.gpus or self.ray) and self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device {self.device}: Ray says which GPU a worker has; use --gpus, or auto or cpu")
+
+    @property
+    def folder(self) -> Folder:
+        """What out names."""
+        return place(self.out)
+
+    def _check_scores(self) -> None:
+        for name, model, value, most in (
+            ("clip-score-below", "clip-score-model", self.clip_score_below, 100),
+            ("nsfw-above", "nsfw-model", self.nsfw_above, 1),
+        ):
+            if value is None:
+                continue
+            if not 0 <= value <= most:
+                raise UserError(f"--{name} must be between 0 and {most}, got {value}")
+            if not getattr(self, model.replace("-", "_")):
+                raise UserError(f"--{name} {value:g} needs --{model}, a folder or a hub name")
+            if self.screen == "keep":
+                raise UserError(f"--{name} {value:g} says nothing with --screen keep; use flag or drop")
+        if self.nsfw_model and self.nsfw_above is None and self.screen != "keep":
+            object.__setattr__(self, "nsfw_above", 0.5)
 
     def picture_fields(self) -> dict[str, Any]:
         """The fields that a picture's pixels depend on, besides the prompt and the weights."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from stablerep import distributed, shards
+from stablerep import distributed
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
@@ -20,7 +20,9 @@ from stablerep.generate.engines.store import store_at
 from stablerep.generate.origin import check_same_run
 from stablerep.generate.paint import BatchSize, Painter, paint_shard
 from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.publish import read_done
 from stablerep.generate.sampler import is_guided
+from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.work import encode_picture
 from stablerep.prompts import Prompt, read_prompts
@@ -84,13 +86,14 @@ def estimate(config: GenerateConfig) -> Estimate:
         schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
         guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
         engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
+        scorer = open_scorer(config, device)
         check_same_run(config, prompts, engine.name, pipeline.weights_hash)
 
         def paint(count: int) -> tuple[list[int], float, int]:
             """Sizes of the encoded pictures, seconds a picture, and the batch that fitted."""
             chosen, k = _spread(prompts, count, config.num_images_per_prompt)
             sample = dataclasses.replace(config, num_images_per_prompt=k, screen_retries=0)
-            painter = Painter(pipeline, engine, schedule, sample, BatchSize(config.batch_size))
+            painter = Painter(pipeline, engine, schedule, sample, BatchSize(config.batch_size), scorer)
             start = time.perf_counter()
             painted = [picture for of_prompt in paint_shard(painter, chosen) for picture in of_prompt]
             middle = time.perf_counter()
@@ -142,9 +145,8 @@ def _spread(prompts: Sequence[Prompt], count: int, k: int) -> tuple[list[Prompt]
 
 def _there(config: GenerateConfig, prompts: int) -> int:
     """Pictures of finished shards."""
-    each, out = config.prompts_per_shard, Path(config.out)
-    firsts = range(0, prompts, each)
-    done = [first for number, first in enumerate(firsts) if shards.is_done(out, number)]
+    each, done_shards = config.prompts_per_shard, read_done(config.folder)
+    done = [first for number, first in enumerate(range(0, prompts, each)) if number in done_shards]
     return config.num_images_per_prompt * sum(min(each, prompts - first) for first in done)
 
 

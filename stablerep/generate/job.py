@@ -6,18 +6,20 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from stablerep import atomic, distributed, shards
+from stablerep import distributed, shards
 from stablerep.config import UserError
 from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.origin import identity_of, start_dataset
+from stablerep.generate.publish import open_writer
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
-from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, reasons_in
+from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, mean_scores, reasons_in
 from stablerep.generate.tally import Tally
 from stablerep.generate.work import Alone, Block, Crew, Worker
 from stablerep.prompts import Prompt, read_prompts
 from stablerep.runlog import progress
+from stablerep.storage import reach, write
 
 
 def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSummary | SweepSummary:
@@ -31,6 +33,7 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
     if config.dry_run:
         raise UserError("--dry-run paints no shards; in Python call stablerep.generate.dry_run.estimate(config)")
     prompts = read_prompts(Path(config.prompts))
+    reach(config.folder)
     with _start(config) as crew:
         runs = sweep.runs_of(config)
         if len(runs) == 1:
@@ -38,7 +41,7 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
         shared = identity_of(config, prompts, crew.weights_hash)
         for name in ("guidance_scale", "engine"):  # an engine that chooses itself has its name in dataset.json
             del shared[name]
-        sweep.check_folder(Path(config.out), shared)
+        sweep.check_folder(config.folder, shared)
         return SweepSummary(tuple(_generate(run, prompts, crew, ()) for run in runs))
 
 
@@ -56,34 +59,35 @@ def _start(config: GenerateConfig) -> Iterator[Crew]:
 
 
 def _generate(config: GenerateConfig, prompts: Sequence[Prompt], crew: Crew, again: Collection[int]) -> GenerateSummary:
-    out, per_shard, k = Path(config.out), config.prompts_per_shard, config.num_images_per_prompt
+    out, per_shard, k = config.folder, config.prompts_per_shard, config.num_images_per_prompt
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
     engine = crew.begin(config, guided)
     start_dataset(config, prompts, engine, crew.weights_hash)
 
-    number_of_shards = -(-len(prompts) // per_shard)
-    missing = [number for number in range(number_of_shards) if number in again or not shards.is_done(out, number)]
-    blocks = (Block(number, prompts[number * per_shard : (number + 1) * per_shard]) for number in missing)
-    total = k * len(prompts)
-    there = total - k * sum(min(per_shard, len(prompts) - number * per_shard) for number in missing)
-    with progress("generate", total, "images", start=there) as bar:
-        tally = Tally(bar, k, completed=there)
+    with open_writer(out, config.staging) as writer:
+        missing = writer.missing(-(-len(prompts) // per_shard), again)
+        blocks = [Block(number, prompts[number * per_shard : (number + 1) * per_shard]) for number in missing]
+        total = k * len(prompts)
+        there = total - k * sum(len(block.prompts) for block in blocks)
+        with progress("generate", total, "images", start=there) as bar:
+            tally = Tally(bar, k, completed=there)
 
-        def write(block: Block, samples: list[shards.Sample]) -> None:
-            shards.write_shard(out, block.shard, samples, images_per_prompt=k)
-            tally.written(samples)
+            def take(block: Block, samples: list[shards.Sample]) -> None:
+                writer.write(block.shard, samples, images_per_prompt=k)
+                tally.written(samples)
 
-        crew.paint(blocks, write, tally)
-        seconds = tally.seconds
-
-    stats = list(shards.read_stats(out))
+            crew.paint(blocks, take, tally)
+            with tally.waiting():
+                writer.flush()
+        seconds, wait_share = tally.seconds, tally.wait_share
+    stats = list(writer.done.values())
     reasons = reasons_in(stats)
     summary = GenerateSummary(
         out=out,
         images=sum(each["images"] for each in stats),
         images_made=tally.kept,
         seconds=seconds,
-        wait_share=tally.wait_share,
+        wait_share=wait_share,
         prompts=len(prompts),
         prompts_empty=sum(not prompt.text and not prompt.problem for prompt in prompts),
         prompts_cut=crew.count_cut([prompt.text for prompt in prompts]),
@@ -91,11 +95,12 @@ def _generate(config: GenerateConfig, prompts: Sequence[Prompt], crew: Crew, aga
         prompts_short=sum(each["short"] for each in stats),
         screen=config.screen,
         screened=dict(sorted(reasons.items())),
+        scores=mean_scores(stats),
         device=crew.device_name,
         engine=engine,
         batch_size=crew.batch_size,
         workers=tally.of_workers,
     )
     if missing or not (out / "summary.json").exists():
-        atomic.write(out / "summary.json", summary.as_json())
+        write(out / "summary.json", summary.as_json())
     return summary

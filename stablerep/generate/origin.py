@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from stablerep import shards
 from stablerep.config import UserError, refuse_other_run, to_dict
+from stablerep.generate import scores
 from stablerep.generate.config import GenerateConfig
 from stablerep.prompts import Prompt
+from stablerep.storage import Folder, read_all
 
 
 def start_dataset(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> None:
@@ -24,8 +26,8 @@ def start_dataset(config: GenerateConfig, prompts: Sequence[Prompt], engine: str
     """
     identity = check_same_run(config, prompts, engine, weights_hash)
     # Where the folder lies and who paints into it is not the run's, but the call's.
-    flags = {name: value for name, value in to_dict(config).items() if name not in ("out", "ray", "gpus")}
-    shards.start_dataset(Path(config.out), identity, {"num_prompts": len(prompts), "flags": flags})
+    flags = {name: value for name, value in to_dict(config).items() if name not in ("out", "staging", "ray", "gpus")}
+    shards.start_dataset(config.folder, identity, {"num_prompts": len(prompts), "flags": flags})
 
 
 def check_same_run(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def check_same_run(config: GenerateConfig, prompts: Sequence[Prompt], engine: st
     Raises:
         UserError: as start_dataset.
     """
-    out = Path(config.out)
+    out = config.folder
     identity = identity_of(config, prompts, weights_hash) | {"engine": engine}
     if (dataset := shards.read_dataset(out)) is None:
         return identity
@@ -50,7 +52,8 @@ def check_same_run(config: GenerateConfig, prompts: Sequence[Prompt], engine: st
 
 def identity_of(config: GenerateConfig, prompts: Sequence[Prompt], weights_hash: str) -> dict[str, Any]:
     """What makes a run this one and no other, but for an engine that chooses itself."""
-    return {**config.picture_fields(), "prompts": hash_prompts(prompts), "model": weights_hash}
+    made_of = {"prompts": hash_prompts(prompts), "model": weights_hash}
+    return config.picture_fields() | scores.identity(config) | made_of
 
 
 def hash_prompts(prompts: Sequence[Prompt]) -> str:
@@ -61,12 +64,12 @@ def hash_prompts(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _difference(out: Path, prompts: Sequence[Prompt], count: int | None) -> str:
+def _difference(out: Folder, prompts: Sequence[Prompt], count: int | None) -> str:
     """The first row that a finished shard has otherwise; else the number of rows; else where to look."""
     last = -1
-    for stats_path in shards.done_stats(out):
-        rows_path = out / stats_path.name.replace("_stats.json", ".parquet")
-        for row in pq.read_table(rows_path, columns=["prompt_id", "prompt"]).to_pylist():
+    done = [path.name.replace("_stats.json", ".parquet") for path in shards.done_stats(out)]
+    for table in read_all([out / name for name in done]):
+        for row in pq.read_table(io.BytesIO(table), columns=["prompt_id", "prompt"]).to_pylist():
             last = max(last, row["prompt_id"])
             if last >= len(prompts):
                 return f"it had a row {last}, {_short(row['prompt'])}, and has {len(prompts)} rows now"

@@ -12,18 +12,20 @@ from torch import Tensor
 from stablerep import ops
 from stablerep.config import UserError
 from stablerep.generate import screen
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.engines import Engine
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.sampler import sample_decoded
 from stablerep.generate.schedule import Schedule
+from stablerep.generate.scores import Scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.summary import NON_FINITE, UNREADABLE
 from stablerep.prompts import Prompt
 
-# Embeddings [N, T, D] of the different negative prompts, and of each prompt of a shard [P] which of them is its own.
-Negatives = tuple[Tensor, Tensor]
+# The different negative prompts encoded, N rows, and of each prompt of a shard [P] which of them is its own.
+Negatives = tuple[Conditioning, Tensor]
 
 log = logging.getLogger("stablerep.generate")
 
@@ -59,6 +61,7 @@ class Painter:
     schedule: Schedule | DiffusersSchedule
     config: GenerateConfig
     batch_size: BatchSize
+    scorer: Scorer = field(default_factory=Scorer)
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +75,7 @@ class Painted:
     index: int
     pixels: Tensor | None  # [H, W, 3] uint8 on the host; None: not kept
     reason: str  # what is wrong with it; "" if nothing is
-    mark: screen.Mark | None  # None without screening
+    mark: screen.Mark | None  # None: the prompt cannot be read
 
 
 @dataclass
@@ -87,7 +90,8 @@ class _Candidates:
         if config.screen == "keep":
             reasons = ["" if mark.finite else NON_FINITE for mark in self.marks]
         else:
-            reasons = screen.judge(self.marks, config.flat_below, config.duplicate_within)
+            limits = config.flat_below, config.duplicate_within, config.clip_score_below, config.nsfw_above
+            reasons = screen.judge(self.marks, *limits)
         return [(not why or (config.screen != "drop" and why != NON_FINITE), why) for why in reasons]
 
 
@@ -100,7 +104,7 @@ def paint_shard(
     which may move single pixels by one level. A prompt that cannot be read has K pictures that are not kept.
     """
     config, k = painter.config, painter.config.num_images_per_prompt
-    embeddings, problems = _encode(painter.pipeline, prompts)
+    conditioning, problems = _encode(painter.pipeline, prompts)
     texts = [settings_of(prompt, config).negative_prompt for prompt in prompts]
     negative = _encode_negatives(painter.pipeline, texts)
     for row, problem in problems.items():
@@ -109,8 +113,8 @@ def paint_shard(
     lacking = dict.fromkeys(candidates, k)
     for _ in range(1 + config.screen_retries):
         wanted = [(row, len(candidates[row].marks) + i) for row, count in lacking.items() for i in range(count)]
-        for done, pixels, marks in _batches(painter, prompts, embeddings, negative, wanted):
-            for (row, _), picture, mark in zip(done, pixels, screen.split(marks), strict=True):
+        for done, pixels, marks in _batches(painter, prompts, conditioning, negative, wanted):
+            for (row, _), picture, mark in zip(done, pixels.cpu(), screen.split(marks.cpu()), strict=True):
                 candidates[row].pixels.append(picture)
                 candidates[row].marks.append(mark)
             told(sum(len(each.marks) for each in candidates.values()))
@@ -125,7 +129,7 @@ def paint_shard(
 def _verdicts(candidates: _Candidates, config: GenerateConfig) -> list[Painted]:
     judged = candidates.judged(config)
     return [
-        Painted(index, pixels if keep else None, why, None if config.screen == "keep" else mark)
+        Painted(index, pixels if keep else None, why, mark)
         for index, (pixels, mark, (keep, why)) in enumerate(
             zip(candidates.pixels, candidates.marks, judged, strict=True)
         )
@@ -133,14 +137,18 @@ def _verdicts(candidates: _Candidates, config: GenerateConfig) -> list[Painted]:
 
 
 def _batches(
-    painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, wanted: list[tuple[int, int]]
+    painter: Painter,
+    prompts: Sequence[Prompt],
+    conditioning: Conditioning,
+    negative: Negatives,
+    wanted: list[tuple[int, int]],
 ) -> Iterator[tuple[list[tuple[int, int]], Tensor, screen.Marks]]:
-    """Paint (row, index) pairs in order, as many at once as fit: the pairs, pixels and marks, these on the host."""
+    """Paint (row, index) pairs in order, as many at once as fit: the pairs, pixels and marks, these on the device."""
     start = 0
     while start < len(wanted):
         take = wanted[start : start + painter.batch_size.value]
         try:
-            pixels, marks = _batch(painter, prompts, embeddings, negative, take)
+            pixels, marks = _batch(painter, prompts, conditioning, negative, take)
         except torch.OutOfMemoryError as error:
             painter.batch_size.halve(painter.device, error.with_traceback(None))  # its frames hold the batch
             continue
@@ -149,7 +157,11 @@ def _batches(
 
 
 def _batch(
-    painter: Painter, prompts: Sequence[Prompt], embeddings: Tensor, negative: Negatives, take: list[tuple[int, int]]
+    painter: Painter,
+    prompts: Sequence[Prompt],
+    conditioning: Conditioning,
+    negative: Negatives,
+    take: list[tuple[int, int]],
 ) -> tuple[Tensor, screen.Marks]:
     config = painter.config
     rows, indices = torch.tensor(take).unbind(1)
@@ -158,7 +170,7 @@ def _batch(
     decoded = sample_decoded(
         painter.engine,
         painter.schedule,
-        embeddings[rows.to(painter.device)],
+        conditioning[rows.to(painter.device)],
         negatives[row_of_negative[rows].to(painter.device)],
         torch.tensor([prompts[row].id for row, _ in take]),
         indices,
@@ -168,8 +180,7 @@ def _batch(
         guidance_rescale=config.guidance_rescale,
     )
     pixels = ops.to_pixels(decoded, config.image_size)
-    marks = screen.look(decoded, pixels)
-    return pixels.cpu(), marks.cpu()
+    return pixels, painter.scorer.look(screen.look(decoded, pixels), pixels, [prompts[row].text for row, _ in take])
 
 
 def _encode_negatives(pipeline: Pipeline, texts: Sequence[str]) -> Negatives:
@@ -177,8 +188,8 @@ def _encode_negatives(pipeline: Pipeline, texts: Sequence[str]) -> Negatives:
     return pipeline.encode(list(different)), torch.tensor([different[text] for text in texts])
 
 
-def _encode(pipeline: Pipeline, prompts: Sequence[Prompt]) -> tuple[Tensor, dict[int, str]]:
-    """Embeddings [P, T, D], and by row why a prompt has none (its embedding is the empty text's).
+def _encode(pipeline: Pipeline, prompts: Sequence[Prompt]) -> tuple[Conditioning, dict[int, str]]:
+    """A row a prompt, and by row why a prompt has none (its row is the empty text's).
 
     Raises:
         Exception: what the text encoder raises, if it does so for every prompt: then it is not the prompts.

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stablerep.config import UserError
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.lora import fuse_lora
 
 PACKAGE = Path(__file__).parent.parent
@@ -41,8 +41,8 @@ class Pipeline:
         return self.unet.config.in_channels, side, side
 
     @torch.inference_mode()
-    def encode(self, prompts: list[str]) -> Tensor:
-        """Text embeddings [len(prompts), tokens, width]; what exceeds the tokenizer's length is cut."""
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """A row a prompt; what exceeds the tokenizer's length is cut."""
         tokens = self.tokenizer(
             prompts,
             padding="max_length",
@@ -54,7 +54,7 @@ class Pipeline:
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.text_encoder.device) if masked else None
         ids = tokens.input_ids.to(self.text_encoder.device)
-        return self.text_encoder(ids, attention_mask=mask).last_hidden_state
+        return Conditioning({"text": self.text_encoder(ids, attention_mask=mask).last_hidden_state})
 
     def is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the tokenizer takes."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from stablerep import shards
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.verify import Verdict, verify
+from stablerep.storage import Folder
 
 
-def recorded_flags(out: Path) -> dict[str, Any]:
+def recorded_flags(out: Folder) -> dict[str, Any]:
     """The fields of the run that began in this folder.
 
     Raises:
@@ -39,7 +39,7 @@ def repair(config: GenerateConfig) -> tuple[Verdict, Verdict]:
     """
     if config.dry_run:
         raise UserError("--repair takes no --dry-run; --verify OUT says what is to be done")
-    out = Path(config.out)
+    out = config.folder
     before = verify(out)
     if before.damaged:
         from stablerep.generate.job import generate  # seconds; not needed where nothing is wrong

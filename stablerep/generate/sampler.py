@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stablerep import ops
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.engines import Engine
 from stablerep.generate.guidance import guide
@@ -19,26 +20,24 @@ from stablerep.generate.schedule import Schedule
 def sample(
     engine: Engine,
     schedule: Schedule | DiffusersSchedule,
-    text: Tensor,  # [B, T, D]
-    negative_text: Tensor,  # [1, T, D] or [B, T, D]
+    told: Conditioning,  # B rows
+    negative: Conditioning,  # 1 row or B
     prompt_ids: Tensor,  # [B] int64
     indices: Tensor,  # [B] int64, which picture of its prompt
     *,
     image_size: int | None = None,
     **settings: Any,  # as in sample_decoded
-) -> Tensor:  # [B, H, W, 3] uint8 on the device of text
+) -> Tensor:  # [B, H, W, 3] uint8 on the device of told
     """Paint one batch: sample_decoded, and to_pixels."""
-    return ops.to_pixels(
-        sample_decoded(engine, schedule, text, negative_text, prompt_ids, indices, **settings), image_size
-    )
+    return ops.to_pixels(sample_decoded(engine, schedule, told, negative, prompt_ids, indices, **settings), image_size)
 
 
 @torch.inference_mode()
 def sample_decoded(
     engine: Engine,
     schedule: Schedule | DiffusersSchedule,
-    text: Tensor,  # [B, T, D]
-    negative_text: Tensor,  # [1, T, D] or [B, T, D]
+    told: Conditioning,  # B rows
+    negative: Conditioning,  # 1 row or B
     prompt_ids: Tensor,  # [B] int64
     indices: Tensor,  # [B] int64, which picture of its prompt
     *,
@@ -46,7 +45,7 @@ def sample_decoded(
     guidance_scale: float | Sequence[float],  # one, or [B]
     seed: int | Sequence[int],  # one, or [B]
     guidance_rescale: float = 0.0,
-) -> Tensor:  # [B, 3, H, W] on the device of text, as the VAE leaves it, about -1..1
+) -> Tensor:  # [B, 3, H, W] on the device of told, as the VAE leaves it, about -1..1
     """Paint one batch. A picture depends on (seed, prompt id, index), not on its neighbours in the batch.
 
     Guidance (Ho and Salimans 2022) runs as one batch of two; where every scale is 1 the unguided half is left out.
@@ -54,15 +53,16 @@ def sample_decoded(
 
     # Latents stay float32 through the loop, whatever the UNet computes in: their rounding would be most of the error.
     def draw(number: int) -> Tensor:
-        return picture_noise(seed, prompt_ids, indices, latent_shape, text.device, draw=number)
+        return picture_noise(seed, prompt_ids, indices, latent_shape, told.device, draw=number)
 
-    guided = is_guided(guidance_scale)
-    scale = _scales(guidance_scale, len(text), text.device)
-    told_text = torch.cat([negative_text.expand_as(text), text]) if guided else text
+    # A model that takes guidance as an input (LCM) has it in told, and no unguided half.
+    guided = is_guided(guidance_scale) and "timestep_cond" not in told.inputs
+    scale = _scales(guidance_scale, len(told), told.device)
+    both = negative.expand(len(told)).cat(told) if guided else told
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        told = latents.to(text.dtype)
-        return engine.unet(torch.cat([told, told]) if guided else told, timestep, told_text)
+        rows = latents.to(told.dtype)
+        return engine.unet(torch.cat([rows, rows]) if guided else rows, timestep, both)
 
     latents = draw(0) * schedule.init_scale
     if isinstance(schedule, DiffusersSchedule):
@@ -79,7 +79,7 @@ def sample_decoded(
             if guided and guidance_rescale:
                 output = guide(output, scale, guidance_rescale)  # [B, ...]: the fused step has no more to guide
             latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
-    return engine.decode(latents.to(text.dtype))
+    return engine.decode(latents.to(told.dtype))
 
 
 def is_guided(guidance_scale: float | Sequence[float]) -> bool:

@@ -21,5 +21,5 @@ def settings_of(prompt: Prompt, config: GenerateConfig) -> Settings:
     return Settings(
         seed=config.seed if prompt.seed is None else prompt.seed,
         guidance_scale=config.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale,
-        negative_prompt=prompt.negative_prompt or config.negative_prompt,
+        negative_prompt=config.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt,
     )

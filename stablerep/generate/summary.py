@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
+
+from stablerep.storage import Folder
 
 NON_FINITE = "non-finite"  # the reasons that leave a picture out whatever the policy
 UNREADABLE = "unreadable prompt"
@@ -16,7 +17,7 @@ UNREADABLE = "unreadable prompt"
 class GenerateSummary:
     """What is in the folder now, and what this call added."""
 
-    out: Path
+    out: Folder
     images: int  # kept, in the folder now
     images_made: int  # kept, by this call
     seconds: float  # from the first prompt to the last shard, without opening the model
@@ -28,6 +29,7 @@ class GenerateSummary:
     prompts_short: int  # with fewer than K pictures, because others were not kept
     screen: str
     screened: dict[str, int]  # pictures in the folder by what is wrong with them, kept (flag) or not
+    scores: dict[str, float]  # mean clip_score and nsfw_score of the kept pictures that have one
     device: str
     engine: str
     batch_size: int  # what fitted into memory in the end
@@ -48,7 +50,7 @@ class GenerateSummary:
         if self.images_made:
             made += f" in {self.seconds:.1f} s, {self.images_per_second:.1f} images/s"
         if self.wait_share >= 0.01:
-            made += f", {self.wait_share:.0%} of it waiting for the disk"
+            made += f", {self.wait_share:.0%} of it waiting for writing"
         notes = [
             f"{count} prompts {what}"
             for count, what in (
@@ -65,6 +67,7 @@ class GenerateSummary:
             left_out = wrong if self.screen == "drop" else self.screened.get(NON_FINITE, 0)
             share = wrong / max(self.images + left_out, 1)
             notes.append(f"screening ({self.screen}): {found}, {share:.1%} of what was painted")
+        notes += [f"mean {name} {mean:.4g}" for name, mean in self.scores.items()]
         return "; ".join([f"{self.images} images in {self.out} ({made})", *notes])
 
 
@@ -74,6 +77,16 @@ def reasons_in(stats: list[dict[str, Any]]) -> Counter[str]:
     for each in stats:
         reasons.update(each["reasons"])
     return reasons
+
+
+def mean_scores(stats: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean of each score over all shards, from their stats."""
+    counts, sums = defaultdict[str, int](int), defaultdict[str, float](float)
+    for each in stats:
+        for name, (count, total) in each.get("scores", {}).items():
+            counts[name] += count
+            sums[name] += total
+    return {name: round(sums[name] / counts[name], 4) for name in sorted(counts)}
 
 
 @dataclass(frozen=True)

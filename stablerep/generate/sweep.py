@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from stablerep.config import UserError, refuse_other_run
 from stablerep.generate.config import GenerateConfig
+from stablerep.storage import Folder
 
 PREFIX = "guidance_"
 
@@ -18,7 +18,7 @@ def runs_of(config: GenerateConfig) -> list[GenerateConfig]:
     if isinstance(config.guidance_scale, float):
         return [config]
     return [
-        dataclasses.replace(config, guidance_scale=scale, out=Path(config.out) / folder_name(scale))
+        dataclasses.replace(config, guidance_scale=scale, out=str(config.folder / folder_name(scale)))
         for scale in config.guidance_scale
     ]
 
@@ -27,7 +27,7 @@ def folder_name(guidance_scale: float) -> str:
     return PREFIX + repr(guidance_scale).removesuffix(".0")
 
 
-def check_folder(out: Path, identity: dict[str, Any]) -> None:
+def check_folder(out: Folder, identity: dict[str, Any]) -> None:
     """Refuse, before anything is painted, a folder that is not this sweep's or that the sweep may not go on in.
 
     Args:
@@ -40,7 +40,8 @@ def check_folder(out: Path, identity: dict[str, Any]) -> None:
         raise UserError(f"--out {out} holds one run; choose another --out for several values of --guidance-scale")
     if not out.exists():
         return
-    for entry in sorted(out.iterdir()):
+    entries: list[Folder] = sorted(out.iterdir(), key=str)
+    for entry in entries:
         if not entry.name.startswith(PREFIX) or not entry.is_dir():
             raise UserError(f"--out {out} holds files that are no run of ours ({entry.name}); choose an empty folder")
         about = entry / "dataset.json"
@@ -49,7 +50,7 @@ def check_folder(out: Path, identity: dict[str, Any]) -> None:
             refuse_other_run(entry, {name: earlier.get(name) for name in identity}, identity)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Folder) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())["config"]
     except (OSError, ValueError, KeyError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from stablerep import shards
@@ -32,6 +33,15 @@ class Tally:
     def wait_share(self) -> float:
         return self.waited / max(self.seconds * self.of_workers, 1e-9)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of a block of code, in which all workers stand still."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += (time.perf_counter() - start) * self.of_workers
+
     def painted(self, prompts: int) -> None:
         """Count a block as painted."""
         self.completed += self.images_per_prompt * prompts
@@ -48,5 +58,5 @@ class Tally:
         """Say how far the run is; painting counts the pictures of blocks at work."""
         workers = f"{self.workers} of {self.of_workers} workers" if self.of_workers > 1 else ""
         rejected = f"{self.rejected} not kept" if self.rejected else ""
-        waited = f"{self.wait_share:.0%} waiting for the disk" if self.wait_share >= 0.01 else ""
+        waited = f"{self.wait_share:.0%} waiting for writing" if self.wait_share >= 0.01 else ""
         self.bar.update(self.completed + painting, ", ".join(filter(None, (workers, rejected, waited))))

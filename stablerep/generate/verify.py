@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from PIL import Image
 from stablerep import shards
 from stablerep.config import UserError
 from stablerep.runlog import progress
+from stablerep.storage import Folder
 
 ENDINGS = ("_stats.json", ".parquet", ".tar")
 MOST_NAMED = 5  # problems of one kind in one shard; a cut tar would fill the screen
@@ -42,7 +42,7 @@ class Problem:
 class Verdict:
     """What verify found."""
 
-    out: Path
+    out: Folder
     shards: int  # looked at
     images: int  # that are whole
     problems: tuple[Problem, ...]
@@ -60,7 +60,7 @@ class Verdict:
         return f"{self.out}: {found}, {len(self.problems)} problems{mend}"
 
 
-def verify(out: Path, only: set[int] | None = None) -> Verdict:
+def verify(out: Folder, only: set[int] | None = None) -> Verdict:
     """Read every byte of a folder of shards, or of some shards of it, and decode every picture. Changes nothing.
 
     Raises:
@@ -85,7 +85,7 @@ def verify(out: Path, only: set[int] | None = None) -> Verdict:
     return Verdict(out, len(wanted), images, tuple(problems))
 
 
-def _of_the_folder(out: Path, dataset: dict[str, Any] | None, there: set[int]) -> Iterator[Problem]:
+def _of_the_folder(out: Folder, dataset: dict[str, Any] | None, there: set[int]) -> Iterator[Problem]:
     if dataset is None:
         yield Problem("dataset.json", "missing or damaged; the same stablerep-gen command writes it again")
     elif "num_prompts" in dataset["run"]:
@@ -94,11 +94,12 @@ def _of_the_folder(out: Path, dataset: dict[str, Any] | None, there: set[int]) -
             yield Problem(f"{shard:06}_stats.json", "missing: the shard is not finished", shard)
         for shard in sorted(there - set(due)):
             yield Problem(f"{shard:06}_stats.json", f"the run has only {len(due)} shards; left as it is")
-    for path in sorted(out.glob("*.partial")):
+    halves: list[Folder] = sorted(out.glob("*.partial"), key=str)
+    for path in halves:
         yield Problem(path.name, "half a file, left by a run that was stopped, or at work in a run that is not")
 
 
-def _of_a_shard(out: Path, shard: int, dataset: dict[str, Any] | None) -> tuple[int, list[Problem]]:
+def _of_a_shard(out: Folder, shard: int, dataset: dict[str, Any] | None) -> tuple[int, list[Problem]]:
     """How many pictures of a shard are whole, and what is wrong with it."""
     name = f"{shard:06}"
     data = {}

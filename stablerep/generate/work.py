@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,12 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from stablerep import shards
+from stablerep.generate import screen
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.store import store_at
 from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
 from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.tally import Tally
 from stablerep.prompts import Prompt
@@ -57,7 +57,8 @@ class Worker:
         )
         store = store_at(config.engine_dir)
         engine = open_engine(config.engine, self.pipeline, store, config.batch_size, guided=guided)
-        self.painter = Painter(self.pipeline, engine, schedule, config, BatchSize(config.batch_size))
+        scorer = open_scorer(config, self.device)
+        self.painter = Painter(self.pipeline, engine, schedule, config, BatchSize(config.batch_size), scorer)
         return engine.name
 
     def paint(self, block: Block, told: Callable[[int], None]) -> list[list[Painted]]:
@@ -144,15 +145,13 @@ class Alone:
             for block in blocks:
                 pictures = self._worker.paint(block, tally.show)
                 tally.painted(len(block.prompts))
-                start = time.perf_counter()
-                if writing is not None:
-                    writing.result()  # what stopped it, a full disk for instance, surfaces before more work is done
-                tally.waited += time.perf_counter() - start
+                with tally.waiting():
+                    if writing is not None:
+                        writing.result()  # what stopped it, a full disk for instance, surfaces before more work is done
                 writing = writer.submit(finish, block, pictures)
-            start = time.perf_counter()
-            if writing is not None:
-                writing.result()
-            tally.waited += time.perf_counter() - start
+            with tally.waiting():
+                if writing is not None:
+                    writing.result()
 
 
 def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> shards.Picture:
@@ -162,9 +161,7 @@ def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> s
         "height": 0 if pixels is None else pixels.shape[0],
         "reason": painted.reason,
     }
-    if config.screen != "keep":
-        row["contrast"] = math.nan if mark is None else round(mark.contrast, 3)
-        row["phash"] = "" if mark is None else f"{mark.phash:016x}"
+    row |= screen.columns(mark, config)
     return shards.Picture(painted.index, b"" if pixels is None else encode_picture(pixels, config.image_format), row)
 
 

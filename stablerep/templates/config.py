@@ -21,7 +21,8 @@ class PromptsConfig:
     """The prompts: .txt, or .csv or .jsonl with the class and the template beside each."""
 
     template: tuple[str, ...] = ("concept", "concept_background", "concept_relation")
-    """concept, concept_background, concept_relation, or YAML files of your own (templates: [...], wildcards: {...})."""
+    """concept, concept_background, concept_relation, concept_look (short, in the embedded model's own words), or YAML
+    files of your own (templates: [...], wildcards: {...}, for --llm also examples: {text: caption})."""
 
     num_prompts: int = 1000
     """How many in all. More of them with the same seed begin with the same ones."""
@@ -29,9 +30,21 @@ class PromptsConfig:
     seed: int = 0
     """Another seed, other prompts."""
 
+    llm: str | None = None
+    """Causal language model of transformers, a folder or a hub name, that rewrites each prompt as a caption. What is
+    empty, too long, a repetition or does not name the class is asked again twice, then stays the template's text."""
+
+    batch_size: int = 16
+    """Captions that --llm writes at once."""
+
+    device: str = "auto"
+    """Of --llm: auto, cpu, cuda or cuda:N."""
+
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
             raise UserError(f"--num-prompts must be at least 1, got {self.num_prompts}")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
         if not self.template:
             raise UserError("--template needs a name, for instance concept_background")
         if Path(self.out).suffix.lower() not in ENDINGS:

@@ -18,7 +18,7 @@ import yaml
 
 from stablerep.config import UserError, check_choice
 
-BUILT_IN = ("concept", "concept_background", "concept_relation")
+BUILT_IN = ("concept", "concept_background", "concept_relation", "concept_look")
 CONCEPT = "concept"
 WILDCARD = re.compile(r"\{(a )?([^{}]*)\}")
 # "a unit", "a European", "an hour": sound counts, not spelling. The rest of English is left to the writer.
@@ -33,6 +33,7 @@ class Grammar:
     name: str
     templates: tuple[str, ...]
     wildcards: Mapping[str, tuple[str, ...]]
+    examples: tuple[tuple[str, str], ...] = ()  # a text, and a caption that a language model might make of it
 
     @cached_property
     def num_texts(self) -> int:
@@ -99,15 +100,19 @@ def read_grammar(name: str) -> Grammar:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--template {name} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not set(content) <= {"templates", "wildcards"}:
+    if not isinstance(content, dict) or not set(content) <= {"templates", "wildcards", "examples"}:
         raise UserError(f"--template {name} must hold `templates:`, a list, and `wildcards:`, a list of words for each")
     wildcards = content.get("wildcards") or {}
     if not isinstance(wildcards, dict):
         raise UserError(f"--template {name}: wildcards must be a mapping of a name to a list of words")
+    examples = content.get("examples") or {}
+    if not isinstance(examples, dict) or not all(isinstance(word, str) for pair in examples.items() for word in pair):
+        raise UserError(f"--template {name}: examples must be a mapping of a text to a caption of it")
     grammar = Grammar(
         name=path.stem,
         templates=_words(name, "templates", content.get("templates")),
         wildcards={str(key): _words(name, f"wildcard {key}", words) for key, words in wildcards.items()},
+        examples=tuple((" ".join(text.split()), " ".join(caption.split())) for text, caption in examples.items()),
     )
     _check(name, grammar)
     return grammar

@@ -45,8 +45,20 @@ def write_prompts(config: PromptsConfig) -> str:
         )
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(out, _lines(prompts, out.suffix.lower()))
-    return f"{len(prompts)} prompts of {len(classes)} classes in {out}"
+    said = f"{len(prompts)} prompts of {len(classes)} classes in {out}"
+    if config.llm is None:
+        atomic.write(out, _lines(prompts, out.suffix.lower()))
+        return said
+    from stablerep.templates.captions import journal_of, write_captions  # torch and transformers: seconds
+
+    journal = journal_of(config, prompts, grammars)
+    captions, kept = write_captions(config, prompts, grammars, journal)
+    atomic.write(out, _lines(captions, out.suffix.lower()))
+    journal.unlink()
+    if not kept:
+        return said
+    reasons = ", ".join(f"{count} {why}" for why, count in sorted(kept.items()))
+    return f"{said}; {kept.total()} are the template's own, where --llm gave nothing better: {reasons}"
 
 
 def read_classes(path: Path) -> list[str]:

@@ -17,9 +17,20 @@ PRECISIONS = ("auto", "bf16", "fp32")
 class TrainConfig:
     """Train an encoder so that pictures of one prompt (or views of one picture) come to lie together."""
 
-    data: tuple[str, ...]
+    data: tuple[str, ...] = ()
     """Shards of stablerep-gen, or a folder of pictures, as PATH or PATH:WEIGHT. Given more than once, every batch mixes
     them by weight (1 where none is given)."""
+
+    online: str | None = None
+    """Paint while training, without files: a YAML file of stablerep-gen's flags (prompts, model, guidance_scale ...) as
+    PATH or PATH:WEIGHT, in place of --data or mixed with it."""
+
+    pool_prompts: int = 0
+    """--online: how many prompts' pictures are kept on the device, over all ranks; 0: four batches, at most all."""
+
+    pool_uses: int = 16
+    """--online: how often a prompt is shown, m of its K pictures each time, before another one takes its place. Prompts
+    that come round again have new pictures."""
 
     out: Path
     """Folder of the run. Given again with the same settings, the run goes on where it stopped."""
@@ -111,9 +122,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
-        if not self.data:
-            raise UserError("--data is missing; give shards of stablerep-gen or a folder of pictures")
+        if not self.data and not self.online:
+            raise UserError("--data is missing; give shards of stablerep-gen or a folder of pictures, or --online")
         check_choice("--objective", self.objective, OBJECTIVES)
+        if self.online and OBJECTIVES[self.objective].group_by != "prompt":
+            raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
         for name, low in _LOWEST.items():
             if getattr(self, name) < low:
@@ -148,7 +161,8 @@ class TrainConfig:
 
 _LOWEST = {
     "image_size": 8, "views_per_prompt": 2, "batch_size": 4, "steps": 0, "weight_decay": 0, "head_hidden": 1,
-    "head_out": 1, "seed": 0, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
+    "head_out": 1, "seed": 0, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "pool_prompts": 0,
+    "pool_uses": 1,
 }  # fmt: skip
 
 

@@ -103,10 +103,10 @@ def test_a_sweep_has_the_bytes_of_a_single_process(
     alone = stablerep.generate(out=tmp_path / "alone", **fields)
     write, ahead = shards.write_shard, []
 
-    def slow(out: Path, *args: object, **kwargs: int) -> None:
+    def slow(out: Path, *args: object, **kwargs: int) -> dict[str, object]:
         time.sleep(0.3)
         ahead.append(len(list(given.iterdir())) - len(list((tmp_path / "many").rglob("*_stats.json"))))
-        write(out, *args, **kwargs)
+        return write(out, *args, **kwargs)
 
     monkeypatch.setattr(dispatch, "Actor", Mortal)
     monkeypatch.setattr(shards, "write_shard", slow)

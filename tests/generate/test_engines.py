@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import stablerep
 from stablerep.config import UserError
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.engines import Engine, export, onnx, opening, tensorrt
 from stablerep.generate.engines.opening import open_engine, open_part
 from stablerep.generate.engines.parts import Part, parts_of
@@ -115,8 +116,8 @@ def test_sdxl_s_added_conditions_and_a_vae_with_attention(pipeline: Pipeline, tm
     assert parts["unet"].row_shapes["text_embeds"] == (20,)
     engine = open_engine("onnx", other, Store(tmp_path), batch_size=2)
     inputs = parts["unet"].example(4)
-    added = {name: inputs[name] for name in ("text_embeds", "time_ids")}
-    call = (inputs["latents"], torch.tensor(501.0), inputs["text"], added)
+    told = Conditioning({name: inputs[name] for name in ("text", "text_embeds", "time_ids")})
+    call = (inputs["latents"], torch.tensor(501.0), told)
     close = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(engine.unet(*call), TorchEngine(other).unet(*call), **close)
     torch.testing.assert_close(engine.decode(call[0]), TorchEngine(other).decode(call[0]), **close)

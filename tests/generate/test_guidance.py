@@ -11,6 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from stablerep import ops
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.guidance import guide
 from stablerep.generate.noise import MOST_DRAWS, picture_noise
@@ -27,9 +28,9 @@ class CountingEngine(TorchEngine):
 
     batches: ClassVar[list[int]] = []
 
-    def unet(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
         self.batches.append(len(latents))
-        return super().unet(latents, timestep, text)
+        return super().unet(latents, timestep, told)
 
 
 def paint(pipeline: Pipeline, rows: list[int], scales: list[float], **changes) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 import stablerep
 from stablerep.config import UserError
 from stablerep.generate import work
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
@@ -32,10 +33,10 @@ CPU = torch.device("cpu")
 class SmallMemory(TorchEngine):
     most: int = 3
 
-    def unet(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
         if len(latents) > 2 * self.most:  # guidance doubles the batch
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return super().unet(latents, timestep, text)
+        return super().unet(latents, timestep, told)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -16,14 +13,15 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stablerep import ops
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import FUSED_SCHEDULERS
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, default_generator
 from stablerep.generate.sampler import sample
 from stablerep.generate.schedule import make_schedule
+from tests.waits import Waits
 
 PROMPTS = ["a photo of a dark slim sneaker", "a photo of a white bag"]
 
@@ -74,27 +72,11 @@ def test_image_size_resizes_before_storing(pipeline: Pipeline) -> None:
     assert paint(pipeline, [0], [0], image_size=48).shape == (1, 48, 48, 3)
 
 
-class Waits(TorchDispatchMode):
-    """Counts what on a GPU would make the host wait for the device, or copy between them."""
-
-    NAMES = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "_unique2", "equal", "masked_select")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = function.name().removeprefix("aten::").partition(".")[0]
-        self.counts[name] += name in self.NAMES or (name == "_to_copy" and kwargs.get("device") is not None)
-        return function(*args, **kwargs)
-
-
 @pytest.mark.parametrize("name", FUSED_SCHEDULERS)
 def test_painting_asks_the_device_nothing(pipeline: Pipeline, name: str) -> None:
     class Asking(TorchEngine):
-        def unet(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-            return super().unet(latents, timestep, text) * float(timestep > 0)
+        def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
+            return super().unet(latents, timestep, told) * float(timestep > 0)
 
     text, negative, ids = pipeline.encode(PROMPTS), pipeline.encode([""]), torch.arange(2)
     schedule = make_schedule(name, pipeline.scheduler_config, 3, torch.device("cpu"))

@@ -88,5 +88,5 @@ def test_later_pictures_never_change_an_earlier_verdict(hashes: list[int], withi
 
 def test_a_hash_with_its_highest_bit_survives_the_way_to_the_host() -> None:
     top = Tensor([-(2**63)]).long()
-    (mark,) = split(Marks(torch.tensor([True]), torch.tensor([1.0]), top))
+    (mark,) = split(Marks(torch.tensor([True]), torch.tensor([1.0]), top, torch.tensor([1.0]), torch.tensor([1.0])))
     assert mark.phash == 2**63

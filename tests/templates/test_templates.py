@@ -9,9 +9,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import CLIPTokenizer
 
+from examples.fashion.captions import all_captions
 from stablerep import cli
 from stablerep.config import UserError
+from stablerep.data.labelled import FASHION_MNIST_CLASSES
+from stablerep.generate.pipeline import default_generator
 from stablerep.prompts import read_prompts
 from stablerep.templates import job
 from stablerep.templates.grammar import BUILT_IN, Grammar, read_grammar, with_article
@@ -127,14 +131,27 @@ def test_articles() -> None:
 def test_built_in_templates_have_enough_to_say(name: str) -> None:
     grammar = read_grammar(name)
     texts = {grammar.text(number, "hat") for number in range(grammar.num_texts)}
-    assert len(texts) == grammar.num_texts > 800
-    assert all(with_article("hat") in text for text in texts)
+    assert len(texts) == grammar.num_texts > (200 if name == "concept_look" else 800)
+    named = "hat" if name == "concept_look" else with_article("hat")  # its article stands before the adjectives
+    assert all(named in text for text in texts)
+    assert len(grammar.examples) >= 3
+    for text, caption in grammar.examples:  # no line breaks, as in what is asked for
+        assert text.isprintable() and caption.isprintable()
+
+
+def test_concept_look_is_what_the_embedded_model_knows() -> None:
+    grammar = read_grammar("concept_look")
+    texts = [grammar.text(number, name) for name in FASHION_MNIST_CLASSES for number in range(grammar.num_texts)]
+    assert {str(caption) for caption in all_captions(FASHION_MNIST_CLASSES)} <= {*texts}
+    tokenizer = CLIPTokenizer.from_pretrained(default_generator() / "tokenizer", local_files_only=True)
+    assert max(map(len, tokenizer(texts).input_ids)) <= 12  # and it takes 24
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("templates: [", "cannot be read"),
+        ("templates: ['{concept}']\nexamples: [a]", "examples must be a mapping of a text to a caption"),
         ("[1]", "must hold `templates:`"),
         ("templates: [a hat]", "has no {concept}"),
         ("templates: []", "templates must be a list of at least one text"),

@@ -17,7 +17,6 @@ from torch import Tensor
 from stablerep import config as configs
 from stablerep import distributed, ops
 from stablerep.config import UserError
-from stablerep.data.loader import batches
 from stablerep.models import load_encoder
 from stablerep.train import checkpoint, loop
 from stablerep.train.config import TrainConfig
@@ -128,7 +127,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 def test_a_finished_run_is_returned_at_once(whole: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "open_sampler", None)  # not even the data is looked at
+    monkeypatch.setattr(loop, "open_data", None)  # not even the data is looked at
     assert train(config_for(shards, whole)) == whole / "exported"
 
 
@@ -217,10 +216,10 @@ def test_no_room_for_a_checkpoint_keeps_the_one_before(
 def step_once(data: Path, out: Path) -> tuple[float, list[NDArray[np.float32]]]:
     """Loss and gradients of the first step; on several ranks as DDP leaves them."""
     config = config_for(data, out, arch="test_vit", batch_size=24)
-    sampler = loop.open_sampler(config)
     device = torch.device("cpu")
+    data_of_run = loop.open_data(config, device)
     model, _ = loop.build(config, device)
-    with batches(sampler, loop.loader_config(config), device, first_step=0, last_step=1) as loader:
+    with data_of_run.batches(loop.loader_config(config), device, first_step=0, last_step=1) as loader:
         batch = next(loader)
     forward = loop.over_ranks(model, device)  # must outlive the backward, in which it averages
     loss = ops.multi_positive_loss(forward(batch.images), batch.labels, config.temperature, distributed.everyone())

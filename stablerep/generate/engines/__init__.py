@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
+
+from stablerep.generate.conditioning import Conditioning
 
 
 class Engine(Protocol):
@@ -15,13 +16,8 @@ class Engine(Protocol):
     def name(self) -> str:
         """torch, onnx or trt."""
 
-    def unet(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, added: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """Predict from latents [B, C, h, w], timestep [] float32 and text [B, T, D]; same shape as latents.
-
-        added holds what a UNet with added conditions (SDXL) wants besides: text_embeds [B, E] and time_ids [B, 6].
-        """
+    def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
+        """Predict from latents [B, C, h, w], timestep [] float32 and B rows of conditioning; same shape as latents."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as the sampler leaves them, [B, C, h, w], to pictures [B, 3, H, W], about -1..1."""

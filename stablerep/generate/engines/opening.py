@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stablerep.config import UserError
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.engines import Engine, onnx, tensorrt
 from stablerep.generate.engines.parts import Part, parts_of
 from stablerep.generate.engines.store import Entry, Store
@@ -31,10 +31,8 @@ class CompiledEngine:
     run_unet: Run
     run_decoder: Run
 
-    def unet(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, added: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        return self.run_unet({"latents": latents, "timestep": timestep.reshape(1), "text": text, **(added or {})})
+    def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
+        return self.run_unet({"latents": latents, "timestep": timestep.reshape(1), **told.inputs})
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.run_decoder({"latents": latents})

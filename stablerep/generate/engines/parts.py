@@ -73,7 +73,7 @@ class Part:
 def parts_of(pipeline: Pipeline) -> dict[str, Part]:
     """The UNet and the VAE decoder of a pipeline, by name."""
     unet, latent = pipeline.unet, pipeline.latent_shape
-    tokens = pipeline.encode(["", "a photo"]).to(unet.dtype)
+    tokens = pipeline.encode(["", "a photo"]).text.to(unet.dtype)
     shapes = {"latents": latent, "timestep": (), "text": tuple(tokens.shape[1:])}
     if unet.config.addition_embed_type == "text_time":  # SDXL
         ids = 6

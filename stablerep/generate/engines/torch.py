@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.pipeline import Pipeline
 
 
@@ -15,10 +15,16 @@ class TorchEngine:
     pipeline: Pipeline
     name: str = "torch"
 
-    def unet(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, added: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        return self.pipeline.unet(latents, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
+    def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
+        added = {name: value for name, value in told.inputs.items() if name in ("text_embeds", "time_ids")}
+        return self.pipeline.unet(
+            latents,
+            timestep,
+            told.text,
+            timestep_cond=told.inputs.get("timestep_cond"),
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae

@@ -1,0 +1,125 @@
+"""Pictures for training as they are painted: whole prompts, on the device, no files.
+
+The one door between painting and training: what comes out is data.online.OnlineGenerator, which the trainer is handed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stablerep import config as configs
+from stablerep.config import UserError
+from stablerep.data.online import OnlineGenerator
+from stablerep.data.sampling import split_weight
+from stablerep.generate.config import GenerateConfig
+from stablerep.generate.diffusers_schedule import open_schedule
+from stablerep.generate.engines.opening import open_engine
+from stablerep.generate.engines.store import store_at
+from stablerep.generate.noise import MOST_INDICES
+from stablerep.generate.origin import identity_of
+from stablerep.generate.paint import BatchSize, Painter, _batches, _encode, _encode_negatives
+from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.sampler import is_guided
+from stablerep.generate.scores import open_scorer
+from stablerep.generate.screen import Marks
+from stablerep.generate.settings import settings_of
+from stablerep.prompts import Prompt, read_prompts
+
+# What concerns files alone, or what is done on the host with all pictures of a prompt before them.
+UNUSED = ("image_format", "prompts_per_shard", "screen_retries", "duplicate_within")
+
+log = logging.getLogger("stablerep.generate")
+
+
+def opener(online: str, out: Path) -> Callable[[torch.device], OnlineGenerator]:
+    """Read --online, PATH or PATH:WEIGHT of a YAML file of GenerateConfig's fields; the model waits for the device.
+
+    Args:
+        out: what stands for the fields' own --out, to which nothing is written.
+
+    Raises:
+        UserError: no such file, or fields that make no single run.
+    """
+    path, _ = split_weight(online, "--online")
+    if not path.is_file():
+        raise UserError(f"--online {path} does not exist; give a YAML file of stablerep-gen's flags (prompts: FILE)")
+    argv = ["--config", str(path), "--out", str(out)]
+    config = configs.parse(GenerateConfig, argv, f"stablerep-train --online {path}")
+    if not isinstance(config.guidance_scale, float):
+        raise UserError(f"--online {path} takes one guidance_scale, got {config.guidance_scale}")
+    if config.dry_run:
+        raise UserError(f"--online {path} sets dry_run; leave it out to train")
+    return lambda device: open_online(config, device)
+
+
+def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator:
+    """A generator of whole prompts on a device, whatever config.device says.
+
+    Its pictures are those that generate() stores, before encoding: round r of a prompt are its pictures with indices
+    r K to r K + K - 1. One that is not finite is not good, nor, unless config.screen is `keep`, one that is flat or
+    beyond the limits of its scores; near-duplicates are not looked for.
+
+    Raises:
+        UserError: bad prompts or model.
+    """
+    prompts = {prompt.id: prompt for prompt in read_prompts(Path(config.prompts))}
+    paintable = [prompt.id for prompt in prompts.values() if not prompt.problem]
+    if left_out := len(prompts) - len(paintable):
+        log.warning("--prompts %s: %d of %d rows hold no text and are left out", config.prompts, left_out, len(prompts))
+    pipeline = open_pipeline(config.model, device, config.lora)
+    schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
+    guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts.values()])
+    engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
+    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size), open_scorer(config, device))
+    identity = identity_of(config, list(prompts.values()), pipeline.weights_hash)
+    identity = {name: value for name, value in identity.items() if name not in UNUSED}
+
+    def paint(prompt_ids: Sequence[int], rounds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return paint_prompts(painter, [prompts[number] for number in prompt_ids], rounds)
+
+    return OnlineGenerator(
+        prompt_ids=paintable,
+        images_per_prompt=config.num_images_per_prompt,
+        prompts_per_batch=max(1, config.batch_size // config.num_images_per_prompt),
+        # batch_size decides which prompts are painted together, and with that when they enter the pool
+        identity=identity | {"engine": engine.name, "batch_size": config.batch_size},
+        paint=paint,
+    )
+
+
+def paint_prompts(
+    painter: Painter, prompts: Sequence[Prompt], rounds: Sequence[int]
+) -> tuple[Tensor, Tensor]:  # [n, K, H, W, 3] uint8 and whether each is good [n, K] bool, on the device
+    """The K pictures that each prompt has in its round."""
+    config, k = painter.config, painter.config.num_images_per_prompt
+    told, problems = _encode(painter.pipeline, prompts)
+    negative = _encode_negatives(painter.pipeline, [settings_of(prompt, config).negative_prompt for prompt in prompts])
+    # Indices end at 2^20; after so many pictures of a prompt its first ones come again.
+    first = [number % (MOST_INDICES // k) * k for number in rounds]
+    wanted = [(row, first[row] + i) for row in range(len(prompts)) for i in range(k)]
+    pixels, good = [], []
+    for _, part, marks in _batches(painter, prompts, told, negative, wanted):
+        pixels.append(part)
+        good.append(_good(marks, config))
+    verdicts = torch.cat(good).unflatten(0, (len(prompts), k))
+    for row, problem in problems.items():
+        log.warning("--prompts row %d %s; its pictures are left out", prompts[row].id, problem)
+        verdicts[row] = False
+    return torch.cat(pixels).unflatten(0, (len(prompts), k)), verdicts
+
+
+def _good(marks: Marks, config: GenerateConfig) -> Tensor:  # [B] bool
+    """screen.judge on the device, less what needs all pictures of a prompt."""
+    good = marks.finite
+    if config.screen != "keep":
+        good = good & (marks.contrast >= config.flat_below)
+    if config.nsfw_above is not None:
+        good = good & (marks.nsfw_score <= config.nsfw_above)  # no answer, NaN, is too high
+    if config.clip_score_below is not None:
+        good = good & ~(marks.clip_score < config.clip_score_below)  # an empty prompt's NaN is not too low
+    return good
