@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_ops, record
+from benchmarks import gpu_generate, gpu_ops, record
 from benchmarks.checks import SEED, Numbers, Skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,8 +128,15 @@ def main() -> int:
         gpu_ops.image_text_loss,
         gpu_ops.no_waiting,
     )
+    of_painting = (
+        gpu_generate.painting_tests,
+        gpu_generate.sd15_rate,
+        gpu_generate.turbo_rate,
+        gpu_generate.jpeg_rates,
+    )
     checks: dict[str, Callable[[], Numbers]] = {
         **{check.__name__: check for check in of_ops},
+        **{check.__name__: check for check in of_painting},
         "op_benchmarks": lambda: op_benchmarks(out),
         "generation": generation,
         "training": training,

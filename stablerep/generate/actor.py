@@ -14,7 +14,7 @@ import torch
 from stablerep import shards
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.paint import Painted
-from stablerep.generate.work import Block, Worker
+from stablerep.generate.work import Block, Choice, Worker
 
 Line = tuple[int, str]  # level and text of what was logged
 
@@ -62,7 +62,7 @@ class Actor:
         """Open the model on cuda or cpu; threads are torch's."""
         return self._device_thread.submit(self._open, config, device, threads).result()
 
-    def begin(self, config: GenerateConfig, guided: bool) -> str:
+    def begin(self, config: GenerateConfig, guided: bool) -> Choice:
         """As Worker.begin; paint does it by itself."""
         return self._device_thread.submit(self._begin, config, guided).result()
 
@@ -89,11 +89,11 @@ class Actor:
             arithmetic += f", {torch.backends.cpu.get_cpu_capability()}"
         return About(platform.node(), worker.device_name, arithmetic, worker.pipeline.weights_hash, self._ears.empty())
 
-    def _begin(self, config: GenerateConfig, guided: bool) -> str:
+    def _begin(self, config: GenerateConfig, guided: bool) -> Choice:
         self._begun, self._rested = None, None
-        engine = self._worker.begin(config, guided)
+        choice = self._worker.begin(config, guided)
         self._begun = config, guided
-        return engine
+        return choice
 
     def _paint(self, config: GenerateConfig, guided: bool, block: Block) -> tuple[list[list[Painted]], float]:
         if self._begun != (config, guided):

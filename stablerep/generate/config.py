@@ -16,6 +16,7 @@ SCHEDULERS = (
     "lcm", "lms", "pndm", "sde-dpmsolver++", "tcd", "unipc",
 )  # fmt: skip
 FORMATS = ("jpg", "png", "webp")
+JPEG_ENCODERS = ("auto", "pil", "nvimgcodec")
 SCREENS = ("keep", "flag", "drop")
 
 
@@ -77,6 +78,10 @@ class GenerateConfig:
     image_format: str = "jpg"
     """jpg (quality 95), png or webp."""
 
+    jpeg_encoder: str = "auto"
+    """pil on the host, or nvimgcodec where the pictures were painted, of which then only files come down (other bytes,
+    no other pictures); auto goes on with what a folder was begun with, else takes nvimgcodec on a GPU that has it."""
+
     prompts_per_shard: int = 100
     """A stop loses at most the shard at work."""
 
@@ -136,6 +141,7 @@ class GenerateConfig:
         check_choice("--engine", self.engine, ENGINES)
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
         check_choice("--image-format", self.image_format, FORMATS)
+        check_choice("--jpeg-encoder", self.jpeg_encoder, JPEG_ENCODERS)
         check_choice("--screen", self.screen, SCREENS)
         object.__setattr__(self, "out", out if isinstance(out := place(self.out), Path) else str(out))
         for name in ("num_images_per_prompt", "num_inference_steps", "prompts_per_shard", "batch_size"):
@@ -210,7 +216,8 @@ class GenerateConfig:
         more = ("image_size", "image_format", "seed", "num_images_per_prompt", "prompts_per_shard")
         screening = ("screen", "screen_retries", "flat_below", "duplicate_within")
         # What came later counts only where it is used: folders of earlier versions go on.
-        later = {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
+        later: dict[str, Any] = {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
+        later |= {"jpeg_encoder": self.jpeg_encoder} if self.jpeg_encoder == "nvimgcodec" else {}
         return {name: getattr(self, name) for name in (*names, *more, *screening)} | later
 
 

@@ -24,7 +24,7 @@ from stablerep.config import UserError
 from stablerep.generate.actor import About, Actor, Line, Result
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.tally import Tally
-from stablerep.generate.work import Block, Write
+from stablerep.generate.work import Block, Choice, Write
 
 BLOCKS_AN_ACTOR = 2
 MOST_FAILURES = 3
@@ -147,11 +147,10 @@ class Dispatcher:
     def batch_size(self) -> int:
         return min(self._batch_sizes, default=self._config.batch_size)
 
-    def begin(self, config: GenerateConfig, guided: bool) -> str:
-        engine = self._ask("begin", config, guided)
-        # Where --engine auto lets the first actor choose, the others follow.
-        self._run = dataclasses.replace(config, engine=engine), guided
-        return engine
+    def begin(self, config: GenerateConfig, guided: bool) -> Choice:
+        choice: Choice = self._ask("begin", config, guided)
+        self._run = dataclasses.replace(config, **choice._asdict()), guided  # what one has chosen, the others follow
+        return choice
 
     def count_cut(self, texts: Sequence[str]) -> int:
         parts = [texts[start : start + CUT_AT_ONCE] for start in range(0, len(texts), CUT_AT_ONCE)]

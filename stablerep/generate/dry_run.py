@@ -13,18 +13,19 @@ import torch
 
 from stablerep import distributed
 from stablerep.config import UserError
+from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
+from stablerep.generate.encode import as_file, decide_encoder, encoder_as_begun
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.store import store_at
 from stablerep.generate.origin import check_same_run
-from stablerep.generate.paint import BatchSize, Painter, paint_shard
+from stablerep.generate.paint import paint_shard
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.publish import read_done
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
-from stablerep.generate.work import encode_picture
 from stablerep.prompts import Prompt, read_prompts
 
 MOST_SECONDS = 60.0  # for the batch that is measured, if one picture alone is slow
@@ -82,6 +83,7 @@ def estimate(config: GenerateConfig) -> Estimate:
     prompts = read_prompts(Path(config.prompts))
     workers = _workers(config)
     with distributed.start(config.device) as device:
+        config = decide_encoder(encoder_as_begun(config), device)
         pipeline = open_pipeline(config.model, device, config.lora)
         schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
         guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
@@ -97,9 +99,7 @@ def estimate(config: GenerateConfig) -> Estimate:
             start = time.perf_counter()
             painted = [picture for of_prompt in paint_shard(painter, chosen) for picture in of_prompt]
             middle = time.perf_counter()
-            sizes = [
-                len(encode_picture(each.pixels, config.image_format)) for each in painted if each.pixels is not None
-            ]
+            sizes = [len(as_file(each.pixels, config.image_format).data) for each in painted if each.pixels is not None]
             # A run encodes one shard while it paints the next: the slower of the two counts.
             seconds = max(middle - start, time.perf_counter() - middle) / len(painted)
             return sizes, seconds, min(len(painted), painter.batch_size.value)

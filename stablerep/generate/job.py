@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from stablerep import distributed, shards
 from stablerep.config import UserError
 from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.encode import encoder_as_begun
 from stablerep.generate.origin import identity_of, start_dataset
 from stablerep.generate.publish import open_writer
 from stablerep.generate.sampler import is_guided
@@ -39,8 +41,8 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
         if len(runs) == 1:
             return _generate(config, prompts, crew, again)
         shared = identity_of(config, prompts, crew.weights_hash)
-        for name in ("guidance_scale", "engine"):  # an engine that chooses itself has its name in dataset.json
-            del shared[name]
+        for name in ("guidance_scale", "engine", "jpeg_encoder"):  # what chooses itself has its name in dataset.json
+            shared.pop(name, None)
         sweep.check_folder(config.folder, shared)
         return SweepSummary(tuple(_generate(run, prompts, crew, ()) for run in runs))
 
@@ -61,8 +63,9 @@ def _start(config: GenerateConfig) -> Iterator[Crew]:
 def _generate(config: GenerateConfig, prompts: Sequence[Prompt], crew: Crew, again: Collection[int]) -> GenerateSummary:
     out, per_shard, k = config.folder, config.prompts_per_shard, config.num_images_per_prompt
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-    engine = crew.begin(config, guided)
-    start_dataset(config, prompts, engine, crew.weights_hash)
+    choice = crew.begin(encoder_as_begun(config), guided)
+    config = dataclasses.replace(config, jpeg_encoder=choice.jpeg_encoder)
+    start_dataset(config, prompts, choice.engine, crew.weights_hash)
 
     with open_writer(out, config.staging) as writer:
         missing = writer.missing(-(-len(prompts) // per_shard), again)
@@ -97,7 +100,7 @@ def _generate(config: GenerateConfig, prompts: Sequence[Prompt], crew: Crew, aga
         screened=dict(sorted(reasons.items())),
         scores=mean_scores(stats),
         device=crew.device_name,
-        engine=engine,
+        engine=choice.engine,
         batch_size=crew.batch_size,
         workers=tally.of_workers,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stablerep import ops
+from stablerep.generate.transfer import up
 
 MOST_INDICES = 2**20  # pictures of a prompt; the other 12 of the counter's 32 bits number the draws
 MOST_DRAWS = 2**12
@@ -23,14 +24,14 @@ def picture_noise(
 ) -> Tensor:  # [B, *shape] float32
     """Normal noise, for each picture a pure function of (seed, prompt id, index, draw)."""
     assert 0 <= draw < MOST_DRAWS, draw
-    indices = indices + draw * MOST_INDICES
+    prompt_ids, indices = up(prompt_ids, device), up(indices, device) + draw * MOST_INDICES
     if isinstance(seeds, int):
         return ops.philox_normal(seeds, prompt_ids, indices, shape, device=device)
     if len(set(seeds)) == 1:
         return ops.philox_normal(seeds[0], prompt_ids, indices, shape, device=device)
     noise = torch.empty(len(seeds), *shape, device=device)
     for seed in dict.fromkeys(seeds):
-        rows = torch.tensor([row for row, own in enumerate(seeds) if own == seed])
+        rows = up(torch.tensor([row for row, own in enumerate(seeds) if own == seed]), device)
         part = ops.philox_normal(seed, prompt_ids[rows], indices[rows], shape, device=device)
-        noise.index_copy_(0, rows.to(device, non_blocking=True), part)
+        noise.index_copy_(0, rows, part)
     return noise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,17 +17,17 @@ from stablerep import config as configs
 from stablerep.config import UserError
 from stablerep.data.online import OnlineGenerator
 from stablerep.data.sampling import split_weight
+from stablerep.generate.batch import BatchSize, Painter, encode_prompts, fitting, paint_batch
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.store import store_at
+from stablerep.generate.graphed import Tensors
 from stablerep.generate.noise import MOST_INDICES
 from stablerep.generate.origin import identity_of
-from stablerep.generate.paint import BatchSize, Painter, _batches, _encode, _encode_negatives
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.scores import open_scorer
-from stablerep.generate.screen import Marks
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 
@@ -97,29 +98,24 @@ def paint_prompts(
 ) -> tuple[Tensor, Tensor]:  # [n, K, H, W, 3] uint8 and whether each is good [n, K] bool, on the device
     """The K pictures that each prompt has in its round."""
     config, k = painter.config, painter.config.num_images_per_prompt
-    told, problems = _encode(painter.pipeline, prompts)
-    negative = _encode_negatives(painter.pipeline, [settings_of(prompt, config).negative_prompt for prompt in prompts])
+    told = encode_prompts(painter, prompts)
     # Indices end at 2^20; after so many pictures of a prompt its first ones come again.
     first = [number % (MOST_INDICES // k) * k for number in rounds]
     wanted = [(row, first[row] + i) for row in range(len(prompts)) for i in range(k)]
-    pixels, good = [], []
-    for _, part, marks in _batches(painter, prompts, told, negative, wanted):
-        pixels.append(part)
-        good.append(_good(marks, config))
-    verdicts = torch.cat(good).unflatten(0, (len(prompts), k))
-    for row, problem in problems.items():
-        log.warning("--prompts row %d %s; its pictures are left out", prompts[row].id, problem)
-        verdicts[row] = False
-    return torch.cat(pixels).unflatten(0, (len(prompts), k)), verdicts
+    batches = [painted for _, painted in fitting(painter, partial(paint_batch, painter, told), wanted)]
+    good = torch.cat([_good(painted, config) for painted in batches]).unflatten(0, (len(prompts), k))
+    for row in told.problems:
+        good[row] = False
+    return torch.cat([painted["pixels"] for painted in batches]).unflatten(0, (len(prompts), k)), good
 
 
-def _good(marks: Marks, config: GenerateConfig) -> Tensor:  # [B] bool
+def _good(painted: Tensors, config: GenerateConfig) -> Tensor:  # [B] bool
     """screen.judge on the device, less what needs all pictures of a prompt."""
-    good = marks.finite
+    good = painted["finite"]
     if config.screen != "keep":
-        good = good & (marks.contrast >= config.flat_below)
+        good = good & (painted["contrast"] >= config.flat_below)
     if config.nsfw_above is not None:
-        good = good & (marks.nsfw_score <= config.nsfw_above)  # no answer, NaN, is too high
+        good = good & (painted["nsfw_score"] <= config.nsfw_above)  # no answer, NaN, is too high
     if config.clip_score_below is not None:
-        good = good & ~(marks.clip_score < config.clip_score_below)  # an empty prompt's NaN is not too low
+        good = good & ~(painted["clip_score"] < config.clip_score_below)  # an empty prompt's NaN is not too low
     return good

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from stablerep.generate.engines import Engine
 from stablerep.generate.guidance import guide
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.schedule import Schedule
+from stablerep.generate.transfer import up
 
 
 def sample(
@@ -51,13 +52,28 @@ def sample_decoded(
     Guidance (Ho and Salimans 2022) runs as one batch of two; where every scale is 1 the unguided half is left out.
     """
 
-    # Latents stay float32 through the loop, whatever the UNet computes in: their rounding would be most of the error.
     def draw(number: int) -> Tensor:
         return picture_noise(seed, prompt_ids, indices, latent_shape, told.device, draw=number)
 
+    scale = scales(guidance_scale, len(told), told.device)
+    return denoise(engine, schedule, told, negative, draw, scale, is_guided(guidance_scale), guidance_rescale)
+
+
+@torch.inference_mode()
+def denoise(
+    engine: Engine,
+    schedule: Schedule | DiffusersSchedule,
+    told: Conditioning,  # B rows
+    negative: Conditioning,  # 1 row or B
+    draw: Callable[[int], Tensor],  # number of the draw, from 0 -> noise [B, C, h, w] float32
+    scale: Tensor,  # [B] float32
+    guided: bool,
+    guidance_rescale: float = 0.0,
+) -> Tensor:  # [B, 3, H, W] on the device of told, as the VAE leaves it, about -1..1
+    """The loop and the decoder. Asks the device nothing and, with a Schedule, brings nothing from the host."""
+    # Latents stay float32 through the loop, whatever the UNet computes in: their rounding would be most of the error.
     # A model that takes guidance as an input (LCM) has it in told, and no unguided half.
-    guided = is_guided(guidance_scale) and "timestep_cond" not in told.inputs
-    scale = _scales(guidance_scale, len(told), told.device)
+    guided = guided and "timestep_cond" not in told.inputs
     both = negative.expand(len(told)).cat(told) if guided else told
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
@@ -89,9 +105,9 @@ def is_guided(guidance_scale: float | Sequence[float]) -> bool:
     )
 
 
-def _scales(guidance_scale: float | Sequence[float], batch: int, device: torch.device) -> Tensor:  # [B] float32
+def scales(guidance_scale: float | Sequence[float], batch: int, device: torch.device) -> Tensor:  # [B] float32
     if isinstance(guidance_scale, int | float):
         return torch.full((batch,), guidance_scale, device=device, dtype=torch.float32)
     if len(set(guidance_scale)) == 1:  # filled on the device: no copy
         return torch.full((batch,), guidance_scale[0], device=device, dtype=torch.float32)
-    return torch.tensor(guidance_scale, dtype=torch.float32).to(device, non_blocking=True)
+    return up(torch.tensor(guidance_scale, dtype=torch.float32), device)

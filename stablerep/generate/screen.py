@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -35,9 +35,6 @@ class Marks:
     phash: Tensor  # [B] int64, 64 bits that near pictures share
     clip_score: Tensor  # [B] float32, 0..100; NaN: not computed
     nsfw_score: Tensor  # [B] float32, 0..1; NaN: not computed
-
-    def cpu(self) -> Marks:
-        return Marks(*(getattr(self, field.name).cpu() for field in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from stablerep import shards
 from stablerep.generate import screen
+from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
+from stablerep.generate.encode import as_file, decide_encoder
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.store import store_at
-from stablerep.generate.paint import BatchSize, Painted, Painter, paint_shard
+from stablerep.generate.paint import Painted, paint_shard
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.tally import Tally
 from stablerep.prompts import Prompt
-
-JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,13 @@ class Block:
 
     shard: int
     prompts: Sequence[Prompt]
+
+
+class Choice(NamedTuple):
+    """What a worker runs, where a run leaves it to `auto`."""
+
+    engine: str
+    jpeg_encoder: str
 
 
 Write = Callable[[Block, list[shards.Sample]], None]
@@ -46,12 +50,13 @@ class Worker:
         self.device = device
         self.pipeline = open_pipeline(config.model, device, config.lora)
 
-    def begin(self, config: GenerateConfig, guided: bool) -> str:
-        """Get ready for a run with one guidance scale; the name of its engine.
+    def begin(self, config: GenerateConfig, guided: bool) -> Choice:
+        """Get ready for a run with one guidance scale.
 
         Raises:
-            UserError: --engine or --scheduler cannot run here.
+            UserError: --engine, --scheduler or --jpeg-encoder cannot run here.
         """
+        config = decide_encoder(config, self.device)
         schedule = open_schedule(
             config.scheduler, self.pipeline.scheduler_config, config.num_inference_steps, self.device
         )
@@ -59,7 +64,7 @@ class Worker:
         engine = open_engine(config.engine, self.pipeline, store, config.batch_size, guided=guided)
         scorer = open_scorer(config, self.device)
         self.painter = Painter(self.pipeline, engine, schedule, config, BatchSize(config.batch_size), scorer)
-        return engine.name
+        return Choice(engine.name, config.jpeg_encoder)
 
     def paint(self, block: Block, told: Callable[[int], None]) -> list[list[Painted]]:
         """The pictures of each prompt; told hears after each batch how many were painted, of those that are due."""
@@ -113,7 +118,7 @@ class Crew(Protocol):
     def batch_size(self) -> int:
         """The largest that has fitted everywhere."""
 
-    def begin(self, config: GenerateConfig, guided: bool) -> str:
+    def begin(self, config: GenerateConfig, guided: bool) -> Choice:
         """As Worker.begin."""
 
     def paint(self, blocks: Iterable[Block], write: Write, tally: Tally) -> None:
@@ -155,20 +160,11 @@ class Alone:
 
 
 def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> shards.Picture:
-    pixels, mark = painted.pixels, painted.mark
+    file, mark = None if painted.pixels is None else as_file(painted.pixels, config.image_format), painted.mark
     row = row | {
-        "width": 0 if pixels is None else pixels.shape[1],
-        "height": 0 if pixels is None else pixels.shape[0],
+        "width": 0 if file is None else file.width,
+        "height": 0 if file is None else file.height,
         "reason": painted.reason,
     }
     row |= screen.columns(mark, config)
-    return shards.Picture(painted.index, b"" if pixels is None else encode_picture(pixels, config.image_format), row)
-
-
-def encode_picture(image: Tensor, image_format: str) -> bytes:
-    """The file of one picture [H, W, 3] uint8 on the host."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.numpy()).save(
-        buffer, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[image_format], quality=JPEG_QUALITY
-    )
-    return buffer.getvalue()
+    return shards.Picture(painted.index, b"" if file is None else file.data, row)

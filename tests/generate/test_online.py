@@ -90,7 +90,7 @@ def test_verdicts_are_those_of_the_shards(prompts: Path) -> None:
         rules = asked.flat_below, -1, asked.clip_score_below, asked.nsfw_above
         expected = [not screen.judge([mark], *rules)[0] for mark in screen.split(marks)]
         assert 20 < sum(expected) < 280
-        assert online._good(marks, asked).tolist() == expected
+        assert online._good(vars(marks), asked).tolist() == expected
 
 
 def test_rows_without_text_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,11 @@ class CompiledEngine:
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.run_decoder({"latents": latents})
+
+    def alone(self) -> CompiledEngine:
+        """The same plans with working memory of their own, for a CUDA graph (TensorRT's alone can be captured)."""
+        runs = {name: getattr(self, name).alone() for name in ("run_unet", "run_decoder")}
+        return dataclasses.replace(self, **runs)
 
 
 def open_engine(name: str, pipeline: Pipeline, store: Store, batch_size: int, *, guided: bool = True) -> Engine:

@@ -5,6 +5,7 @@ The plan reads and writes torch's memory on torch's current stream: no copies, n
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import importlib.metadata
@@ -111,9 +112,7 @@ class Runner:
             engine = self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise ValueError(f"{trt.__name__} {trt.__version__} cannot open it here: {_last_error()}")
-            self._context = engine.create_execution_context()
-        if self._context is None:
-            raise ValueError(f"its working memory does not fit the GPU: {_last_error()}")
+        self._context = _context(engine, device)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self._dtypes = {name: _torch_dtype(engine.get_tensor_dtype(name)) for name in names}
         for name, found in self._dtypes.items():
@@ -123,6 +122,13 @@ class Runner:
         self._most_rows = engine.get_tensor_profile_shape("latents", 0)[2][0]
         # The loop hands out one number of a table, which lies anywhere; TensorRT wants aligned addresses.
         self._timestep = torch.zeros(1, dtype=self._dtypes.get("timestep", torch.float32), device=device)
+
+    def alone(self) -> Runner:
+        """The same plan with working memory of its own: a CUDA graph's must not be set to another shape behind it."""
+        other = copy.copy(self)
+        other._context = _context(self._engine, self._device)
+        other._timestep = torch.zeros_like(self._timestep)
+        return other
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         rows = len(inputs["latents"])
@@ -144,6 +150,14 @@ class Runner:
         if not self._context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
             raise RuntimeError(f"TensorRT could not run the plan: {_last_error()}")
         return output
+
+
+def _context(engine: Any, device: torch.device) -> Any:
+    with torch.cuda.device(device):
+        context = engine.create_execution_context()
+    if context is None:
+        raise ValueError(f"its working memory does not fit the GPU: {_last_error()}")
+    return context
 
 
 def _compile(part: Part, graph: Path, most_rows: int) -> Any:

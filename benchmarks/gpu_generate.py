@@ -1,0 +1,184 @@
+"""What `make gpu-check` asks of painting: the tests that need a GPU, and pictures per second of large models.
+
+The models have the sizes of Stable Diffusion and random weights: nothing is downloaded, and the time is the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from benchmarks.checks import SEED, Numbers, Skip
+
+if TYPE_CHECKING:  # diffusers may be missing; then the checks are skipped
+    from stablerep.generate.pipeline import Pipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA = torch.device("cuda", 0)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of a pipeline; what is not named is diffusers' default, which is Stable Diffusion's."""
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text: tuple[int, int]  # tokens, width
+    scheduler: dict[str, Any]
+
+
+SD15 = Model(
+    unet={"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    vae={
+        "latent_channels": 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    },
+    text=(77, 768),
+    scheduler={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1},
+)
+TURBO = Model(
+    unet={
+        "sample_size": 64,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    vae=SD15.vae,
+    text=(77, 1024),
+    scheduler=SD15.scheduler | {"timestep_spacing": "trailing"},
+)
+
+
+def painting_tests() -> Numbers:
+    """A graph's bytes, no waiting, files made on the device: the tests that the CPU skips."""
+    import diffusers  # noqa: F401  without it there is nothing to collect
+
+    code = pytest.main([f"{ROOT}/tests/generate/test_on_cuda.py", "-q", "--no-header", "-p", "no:cacheprovider"])
+    assert code == 0, f"pytest ended with {code!r}; its lines are above"
+    return {}
+
+
+def sd15_rate() -> Numbers:
+    """Stable Diffusion 1.5's sizes at 512, 50 steps of DDIM with guidance, 16 at once; to reach: 5.5 images/s."""
+    return rates(random_pipeline(SD15, CUDA, torch.float16), steps=50, guidance_scale=2.0, scheduler="ddim", batches=3)
+
+
+def turbo_rate() -> Numbers:
+    """SD-Turbo's sizes at 512, one step, 16 at once; to reach: 120 images/s."""
+    model = random_pipeline(TURBO, CUDA, torch.float16)
+    return rates(model, steps=1, guidance_scale=1.0, scheduler="euler", batches=12)
+
+
+def random_pipeline(model: Model, device: torch.device, dtype: torch.dtype) -> Pipeline:
+    """A pipeline of these sizes; its prompts are encoded as noise."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from stablerep.generate.conditioning import Conditioning
+    from stablerep.generate.pipeline import Pipeline
+
+    class RandomPipeline(Pipeline):
+        def encode(self, prompts: list[str]) -> Conditioning:
+            generator = torch.Generator(device).manual_seed(SEED)
+            text = torch.randn((len(prompts), *model.text), generator=generator, device=device)
+            return Conditioning({"text": text.to(dtype)})
+
+    with device:
+        unet = UNet2DConditionModel(**{"block_out_channels": (320, 640, 1280, 1280)} | model.unet)
+        vae = AutoencoderKL(**model.vae)
+    for module in (unet, vae):
+        module.to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return RandomPipeline(None, None, unet, vae, model.scheduler, "random")
+
+
+def rates(
+    pipeline: Pipeline, *, steps: int, guidance_scale: float, scheduler: str, batches: int, batch: int = 16
+) -> Numbers:
+    """Pictures per second from embeddings to files: with graphs, without, and of diffusers' own loop."""
+    import diffusers
+
+    from stablerep.generate.batch import BatchSize, Painter
+    from stablerep.generate.config import GenerateConfig
+    from stablerep.generate.diffusers_schedule import open_schedule
+    from stablerep.generate.encode import decide_encoder
+    from stablerep.generate.engines.torch import TorchEngine
+    from stablerep.generate.paint import paint_shard
+    from stablerep.prompts import Prompt
+
+    device = pipeline.unet.device
+    config = GenerateConfig(
+        prompts=Path("p.txt"), out=Path("no such folder"), scheduler=scheduler, guidance_scale=guidance_scale,
+        num_inference_steps=steps, num_images_per_prompt=1, batch_size=batch, screen_retries=0,
+    )  # fmt: skip
+    config = decide_encoder(config, device)
+    prompts = [Prompt(number, "") for number in range(batches * batch)]
+    numbers: Numbers = {"jpeg_encoder": config.jpeg_encoder, "batch": batch}
+
+    def paint(name: str, graphs: bool) -> list[Any]:
+        schedule = open_schedule(scheduler, pipeline.scheduler_config, steps, device)
+        painter = Painter(pipeline, TorchEngine(pipeline), schedule, config, BatchSize(batch))
+        if not graphs:
+            vars(painter)["graphs"] = None
+        paint_shard(painter, prompts[: 3 * batch])  # warm-up, capture
+        pictures, seconds = timed(lambda: paint_shard(painter, prompts))
+        numbers[f"images_per_second_{name}"] = len(prompts) / seconds
+        assert painter.batch_size.value == batch, "the batch did not fit"
+        numbers["kept_share"] = sum(each.pixels is not None for (each,) in pictures) / len(prompts)
+        return pictures
+
+    graphed, plain = paint("graph", graphs=True), paint("eager", graphs=False)
+    numbers["same_bytes"] = str(graphed) == str(plain)  # files, marks; pixels on the CPU
+    assert numbers["same_bytes"], "graph and eager launches differ"
+    kind = {"ddim": diffusers.DDIMScheduler, "euler": diffusers.EulerDiscreteScheduler}[scheduler]
+    theirs = diffusers.StableDiffusionPipeline(
+        pipeline.vae, None, None, pipeline.unet, kind.from_config(pipeline.scheduler_config), None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    theirs.set_progress_bar_config(disable=True)
+
+    def plain_loop() -> None:
+        text = pipeline.encode([""] * batch).text
+        theirs(
+            prompt_embeds=text, negative_prompt_embeds=text, num_inference_steps=steps, guidance_scale=guidance_scale,
+            output_type="np",
+        )  # fmt: skip
+
+    plain_loop()
+    rounds = max(1, batches // 2)
+    _, seconds = timed(lambda: [plain_loop() for _ in range(rounds)])
+    return numbers | {"images_per_second_diffusers": rounds * batch / seconds}
+
+
+def jpeg_rates() -> Numbers:
+    """Pictures of 512 x 512 on the GPU to files on the host: nvImageCodec, and PIL on one core with its copy."""
+    from stablerep.generate.encode import HostEncode, ImageCodec, why_not_on_device
+
+    if reason := why_not_on_device("jpg", CUDA):
+        raise Skip(reason)
+    coarse = torch.rand(64, 3, 32, 32, device=CUDA)
+    smooth = torch.nn.functional.interpolate(coarse, (512, 512), mode="bicubic").clamp(0, 1)
+    pixels = (smooth * 255).byte().permute(0, 2, 3, 1).contiguous()
+    numbers: Numbers = {}
+    for name, encode in (("nvimgcodec", ImageCodec(CUDA)), ("pil", HostEncode("jpg"))):
+        encode(pixels)
+        files, seconds = timed(lambda encode=encode: [encode(pixels) for _ in range(4)])
+        numbers[f"images_per_second_{name}"] = 4 * len(pixels) / seconds
+        numbers[f"bytes_{name}"] = sum(len(file.data) for file in files[0]) / len(pixels)
+    return numbers
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    start = time.perf_counter()
+    result = run()
+    wait()
+    return result, time.perf_counter() - start
