@@ -16,16 +16,18 @@ from stablerep.config import UserError
 from stablerep.generate import screen
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.diffusers_schedule import DiffusersSchedule
+from stablerep.generate.diffusers_schedule import DiffusersSchedule, open_schedule
 from stablerep.generate.encode import Encode, Encoded, open_encode
 from stablerep.generate.engines import Engine
+from stablerep.generate.engines.opening import open_engine
+from stablerep.generate.engines.store import store_at
 from stablerep.generate.graphed import Graphs, Tensors, why_not
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.overlap import Overlap
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.sampler import denoise, is_guided, scales
 from stablerep.generate.schedule import Schedule
-from stablerep.generate.scores import Scorer
+from stablerep.generate.scores import Scorer, open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.transfer import down, up
 from stablerep.prompts import Prompt
@@ -94,6 +96,24 @@ class Painter:
             self.batch_size.halve(self.device, error)
 
 
+def open_painter(config: GenerateConfig, pipeline: Pipeline, device: torch.device, *, guided: bool) -> Painter:
+    """Get ready for a run with one guidance scale; guided, if any of its prompts is.
+
+    Raises:
+        UserError: its scheduler, engine or scores cannot run here.
+    """
+    schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
+    engine = open_engine(
+        config.engine,
+        pipeline,
+        store_at(config.engine_dir),
+        config.batch_size,
+        guided=guided and not pipeline.embeds_guidance,
+        compiled=config.compile,
+    )
+    return Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size), open_scorer(config, device))
+
+
 @dataclass(frozen=True)
 class Told:
     """P prompts, encoded."""
@@ -117,7 +137,7 @@ def encode_prompts(painter: Painter, prompts: Sequence[Prompt]) -> Told:
     negatives = [settings_of(prompt, painter.config).negative_prompt for prompt in prompts]
     different = {negative: number for number, negative in enumerate(dict.fromkeys(negatives))}
     negative_of = torch.tensor([different[negative] for negative in negatives])
-    return Told(prompts, text, painter.pipeline.encode(list(different)), negative_of, problems)
+    return Told(prompts, text, painter.pipeline.encode_negative(list(different)), negative_of, problems)
 
 
 def fitting(painter: Painter, paint: Callable[[Pairs], T], wanted: Pairs) -> Iterator[tuple[Pairs, T]]:
@@ -148,11 +168,12 @@ def paint_batch(painter: Painter, told: Told, take: Pairs) -> Tensors:
 
     guided = is_guided(guidance)
     inputs = {"scale": scales(guidance, len(take), device), "noise": draw(0)}
-    for half, encoded in (("told", told.text[rows]), ("negative", told.negatives[negative_rows])):
+    toward = painter.pipeline.with_guidance(told.text[rows], guidance)
+    for half, encoded in (("told", toward), ("negative", told.negatives[negative_rows])):
         inputs |= {f"{half} {name}": value for name, value in encoded.inputs.items()}
 
     def paint(engine: Engine, given: Tensors) -> Tensors:
-        toward, away = (
+        text, negative = (
             Conditioning({name.split()[1]: value for name, value in given.items() if name.startswith(half)})
             for half in ("told ", "negative ")
         )
@@ -161,7 +182,7 @@ def paint_batch(painter: Painter, told: Told, take: Pairs) -> Tensors:
             return draw(number) if number else given["noise"]
 
         decoded = denoise(
-            engine, painter.schedule, toward, away, drawn, given["scale"], guided, config.guidance_rescale
+            engine, painter.schedule, text, negative, drawn, given["scale"], guided, config.guidance_rescale
         )
         pixels = ops.to_pixels(decoded, config.image_size)
         return {"pixels": pixels, **vars(screen.look(decoded, pixels))}

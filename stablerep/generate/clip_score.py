@@ -13,6 +13,7 @@ from torch import Tensor
 from stablerep import hub
 from stablerep.config import UserError
 from stablerep.generate.score_input import Prepare, dtype_on, open_prepare
+from stablerep.generate.transfer import up
 
 FLAG = "--clip-score-model"
 KINDS = ("clip", "siglip")
@@ -39,11 +40,11 @@ class ClipScore:
         different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         rows = torch.tensor([different[text] for text in texts])
         missing = torch.tensor([0.0 if text.strip() else torch.nan for text in texts])
-        of_text = self._of_texts(list(different)).index_select(0, rows.to(pixels.device, non_blocking=True))
+        of_text = self._of_texts(list(different)).index_select(0, up(rows, pixels.device))
         pictures = self.prepare(pixels).to(self.model.dtype)
         of_picture = self.model.get_image_features(pixel_values=pictures).pooler_output
         cosine = F.cosine_similarity(of_picture.float(), of_text.float())
-        return cosine.mul(100).clamp(min=0) + missing.to(pixels.device, non_blocking=True)
+        return cosine.mul(100).clamp(min=0) + up(missing, pixels.device)
 
     def _of_texts(self, texts: list[str]) -> Tensor:
         ids = self.tokenizer(

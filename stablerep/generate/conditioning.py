@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from stablerep.generate.transfer import up
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,20 @@ class Conditioning:
     def cat(self, other: Conditioning) -> Conditioning:
         """The rows of both, these first."""
         return Conditioning({name: torch.cat([value, other.inputs[name]]) for name, value in self.inputs.items()})
+
+
+def guidance_embedding(scales: Sequence[float], width: int, told: Conditioning) -> Tensor:
+    """timestep_cond [B, width] of a UNet that was distilled with guidance as an input (Meng et al. 2023, LCM).
+
+    The sines and cosines of 1000 (scale - 1), as diffusers' get_guidance_scale_embedding.
+    """
+    if len(set(scales)) == 1:  # filled on the device: no copy
+        weight = torch.full((len(scales),), scales[0] - 1, dtype=torch.float32, device=told.device)
+    else:
+        weight = up(torch.tensor([scale - 1 for scale in scales], dtype=torch.float32), told.device)
+    half = width // 2
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=told.device) * (-math.log(10000) / (half - 1))
+    )
+    angles = (weight * 1000)[:, None] * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2)).to(told.dtype)

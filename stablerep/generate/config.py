@@ -41,7 +41,8 @@ class GenerateConfig:
     """Folder where finished shards wait for their upload to a URL; ~/.cache/stablerep/staging if not given."""
 
     model: str = "default"
-    """Diffusers pipeline of the Stable Diffusion 1.x/2.x kind: a folder, a hub name, or the embedded default."""
+    """Diffusers pipeline: Stable Diffusion 1.x/2.x, SDXL, their Turbo and LCM models; a folder, a hub name, or the
+    embedded default."""
 
     lora: tuple[str, ...] = ()
     """PATH:WEIGHT of LoRA weights to add to the model: a safetensors file, or a folder as diffusers writes it."""
@@ -52,12 +53,15 @@ class GenerateConfig:
     engine_dir: Path | None = None
     """Folder of built engines; ~/.cache/stablerep/engines if not given."""
 
+    compile: bool = False
+    """Run --engine torch through torch.compile: a minute at the start, then fewer and larger operations."""
+
     num_images_per_prompt: int = 10
     """K. The recipe's value; 4 is nearly as good."""
 
     guidance_scale: float | tuple[float, ...] = 2.0
-    """Classifier-free guidance. The recipe's value: 7.5 looks better and trains worse. Several: a run of each, in
-    OUT/guidance_1, OUT/guidance_2 and so on."""
+    """Classifier-free guidance; 1 turns it off, as Turbo models want it (their cards write 0). The recipe's value: 7.5
+    looks better and trains worse. Several: a run of each, in OUT/guidance_1, OUT/guidance_2 and so on."""
 
     guidance_rescale: float = 0.0
     """0 to 1: take back the contrast that strong guidance adds (Lin et al. 2023, who take 0.7)."""
@@ -139,6 +143,8 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_choice("--engine", self.engine, ENGINES)
+        if self.compile and self.engine != "torch":
+            raise UserError(f"--compile goes with --engine torch, not {self.engine}, which is compiled by itself")
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
         check_choice("--image-format", self.image_format, FORMATS)
         check_choice("--jpeg-encoder", self.jpeg_encoder, JPEG_ENCODERS)
@@ -216,9 +222,9 @@ class GenerateConfig:
         more = ("image_size", "image_format", "seed", "num_images_per_prompt", "prompts_per_shard")
         screening = ("screen", "screen_retries", "flat_below", "duplicate_within")
         # What came later counts only where it is used: folders of earlier versions go on.
-        later: dict[str, Any] = {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
-        later |= {"jpeg_encoder": self.jpeg_encoder} if self.jpeg_encoder == "nvimgcodec" else {}
-        return {name: getattr(self, name) for name in (*names, *more, *screening)} | later
+        later = [name for name in ("guidance_rescale", "compile") if getattr(self, name)]
+        later += ["jpeg_encoder"] if self.jpeg_encoder == "nvimgcodec" else []
+        return {name: getattr(self, name) for name in (*names, *more, *screening, *later)}
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -13,18 +13,14 @@ import torch
 
 from stablerep import distributed
 from stablerep.config import UserError
-from stablerep.generate.batch import BatchSize, Painter
+from stablerep.generate.batch import BatchSize, open_painter
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.encode import as_file, decide_encoder, encoder_as_begun
-from stablerep.generate.engines.opening import open_engine
-from stablerep.generate.engines.store import store_at
 from stablerep.generate.origin import check_same_run
 from stablerep.generate.paint import paint_shard
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.publish import read_done
 from stablerep.generate.sampler import is_guided
-from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 
@@ -85,17 +81,15 @@ def estimate(config: GenerateConfig) -> Estimate:
     with distributed.start(config.device) as device:
         config = decide_encoder(encoder_as_begun(config), device)
         pipeline = open_pipeline(config.model, device, config.lora)
-        schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
         guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-        engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
-        scorer = open_scorer(config, device)
-        check_same_run(config, prompts, engine.name, pipeline.weights_hash)
+        whole = open_painter(config, pipeline, device, guided=guided)
+        check_same_run(config, prompts, whole.engine.name, pipeline.weights_hash)
 
         def paint(count: int) -> tuple[list[int], float, int]:
             """Sizes of the encoded pictures, seconds a picture, and the batch that fitted."""
             chosen, k = _spread(prompts, count, config.num_images_per_prompt)
             sample = dataclasses.replace(config, num_images_per_prompt=k, screen_retries=0)
-            painter = Painter(pipeline, engine, schedule, sample, BatchSize(config.batch_size), scorer)
+            painter = dataclasses.replace(whole, config=sample, batch_size=BatchSize(config.batch_size))
             start = time.perf_counter()
             painted = [picture for of_prompt in paint_shard(painter, chosen) for picture in of_prompt]
             middle = time.perf_counter()

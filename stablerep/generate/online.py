@@ -17,17 +17,13 @@ from stablerep import config as configs
 from stablerep.config import UserError
 from stablerep.data.online import OnlineGenerator
 from stablerep.data.sampling import split_weight
-from stablerep.generate.batch import BatchSize, Painter, encode_prompts, fitting, paint_batch
+from stablerep.generate.batch import Painter, encode_prompts, fitting, open_painter, paint_batch
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.diffusers_schedule import open_schedule
-from stablerep.generate.engines.opening import open_engine
-from stablerep.generate.engines.store import store_at
 from stablerep.generate.graphed import Tensors
 from stablerep.generate.noise import MOST_INDICES
 from stablerep.generate.origin import identity_of
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.sampler import is_guided
-from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 
@@ -73,10 +69,8 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
     if left_out := len(prompts) - len(paintable):
         log.warning("--prompts %s: %d of %d rows hold no text and are left out", config.prompts, left_out, len(prompts))
     pipeline = open_pipeline(config.model, device, config.lora)
-    schedule = open_schedule(config.scheduler, pipeline.scheduler_config, config.num_inference_steps, device)
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts.values()])
-    engine = open_engine(config.engine, pipeline, store_at(config.engine_dir), config.batch_size, guided=guided)
-    painter = Painter(pipeline, engine, schedule, config, BatchSize(config.batch_size), open_scorer(config, device))
+    painter = open_painter(config, pipeline, device, guided=guided)
     identity = identity_of(config, list(prompts.values()), pipeline.weights_hash)
     identity = {name: value for name, value in identity.items() if name not in UNUSED}
 
@@ -88,7 +82,7 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
         images_per_prompt=config.num_images_per_prompt,
         prompts_per_batch=max(1, config.batch_size // config.num_images_per_prompt),
         # batch_size decides which prompts are painted together, and with that when they enter the pool
-        identity=identity | {"engine": engine.name, "batch_size": config.batch_size},
+        identity=identity | {"engine": painter.engine.name, "batch_size": config.batch_size},
         paint=paint,
     )
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stablerep.config import UserError
-from stablerep.generate.conditioning import Conditioning
+from stablerep.generate.conditioning import Conditioning, guidance_embedding
 from stablerep.generate.lora import fuse_lora
+from stablerep.generate.model_files import OPENS, check_kind, find_folder, hash_files, is_xl, read_index, variant_of
 
 PACKAGE = Path(__file__).parent.parent
 # In a wheel the folder lies in the package, in a source checkout with the script that trained it.
@@ -25,7 +32,7 @@ DEFAULT_GENERATOR_FOLDERS = (PACKAGE / "default_generator", PACKAGE.parent / "ex
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The parts of a Stable Diffusion 1.x/2.x pipeline on one device."""
+    """The parts of a pipeline on one device, in diffusers' own names; SDXL has a second tokenizer and text encoder."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -33,32 +40,70 @@ class Pipeline:
     vae: AutoencoderKL
     scheduler_config: dict[str, Any]
     weights_hash: str
+    tokenizer_2: CLIPTokenizer | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    force_zeros_for_empty_prompt: bool = False  # an empty negative prompt is then no text at all
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height, width of one picture's latents."""
         side = self.unet.config.sample_size
-        return self.unet.config.in_channels, side, side
+        height, width = (side, side) if isinstance(side, int) else side
+        return self.unet.config.in_channels, height, width
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the UNet takes the guidance scale as an input (LCM), and so needs no unguided half."""
+        return self.unet.config.time_cond_proj_dim is not None
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Conditioning:
         """A row a prompt; what exceeds the tokenizer's length is cut."""
-        tokens = self.tokenizer(
-            prompts,
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        # Stable Diffusion 2 pads with real tokens that it masks; its config says so.
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(self.text_encoder.device) if masked else None
-        ids = tokens.input_ids.to(self.text_encoder.device)
-        return Conditioning({"text": self.text_encoder(ids, attention_mask=mask).last_hidden_state})
+        first = _encode(self.tokenizer, self.text_encoder, prompts)
+        if self.tokenizer_2 is None or self.text_encoder_2 is None:
+            return Conditioning({"text": first.last_hidden_state})
+        second = _encode(self.tokenizer_2, self.text_encoder_2, prompts)
+        text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent
+        height, width = (scale * side for side in self.latent_shape[1:])
+        sizes = text.new_tensor([height, width, 0, 0, height, width])  # original, crop, target: diffusers' defaults
+        time_ids = sizes.repeat(len(prompts), 1)
+        return Conditioning({"text": text, "text_embeds": second.text_embeds, "time_ids": time_ids})
+
+    @torch.inference_mode()
+    def encode_negative(self, prompts: list[str]) -> Conditioning:
+        """As encode, but that no text is zeros in a model that was trained so (SDXL)."""
+        told = self.encode(prompts)
+        if not self.force_zeros_for_empty_prompt:
+            return told
+        empty = torch.tensor([not prompt for prompt in prompts], device=told.device)
+        text, text_embeds = told.text, told.inputs["text_embeds"]
+        zeroed = {
+            "text": text.masked_fill(empty[:, None, None], 0),
+            "text_embeds": text_embeds.masked_fill(empty[:, None], 0),
+        }
+        return Conditioning({**told.inputs, **zeroed})
+
+    def with_guidance(self, told: Conditioning, scales: Sequence[float]) -> Conditioning:
+        """Add the guidance scale of each row where the UNet takes it as an input."""
+        if not self.embeds_guidance:
+            return told
+        embedding = guidance_embedding(scales, self.unet.config.time_cond_proj_dim, told)
+        return Conditioning({**told.inputs, "timestep_cond": embedding})
 
     def is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the tokenizer takes."""
         return len(self.tokenizer(prompt, truncation=False, verbose=False).input_ids) > self.tokenizer.model_max_length
+
+
+def _encode(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, prompts: list[str]) -> Any:
+    tokens = tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    )
+    # Stable Diffusion 2 pads with real tokens that it masks; its config says so.
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    mask = tokens.attention_mask.to(encoder.device) if masked else None
+    return encoder(tokens.input_ids.to(encoder.device), attention_mask=mask, output_hidden_states=True)
 
 
 def default_generator() -> Path:
@@ -78,35 +123,39 @@ def open_pipeline(
         loras: PATH:WEIGHT each, added to the weights; the weights' hash then is another.
 
     Raises:
-        UserError: nothing there, a pipeline of another kind than Stable Diffusion 1.x/2.x, or a LoRA that does not fit.
+        UserError: nothing there, a pipeline of another kind, or a LoRA that does not fit.
     """
     for library in (diffusers_logging, transformers_logging):  # their bars would break ours
         library.set_verbosity_error()
         library.disable_progress_bar()
-    folder = _folder(model)
+    folder = default_generator() if model == "default" else find_folder(model)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
-        parts = StableDiffusionPipeline.from_pretrained(
+        index = read_index(folder)
+        check_kind(model, index)
+        xl = is_xl(index)
+        options = {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
+        parts = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
             folder,
-            dtype=dtype,
+            dtype={"default": dtype, "vae": _vae_dtype(folder, dtype) if xl else dtype},
+            variant=variant_of(folder),
             use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
             local_files_only=True,
+            **options,
         )
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--model {model} is not a Stable Diffusion 1.x/2.x pipeline of safetensors: {reason}"
-        ) from error
-    weights_hash = _hash_files(folder)
+        raise UserError(f"--model {model} is no pipeline of safetensors ({OPENS}): {reason}") from error
+    _check_inputs(model, parts.unet.config, parts.vae.config)
+    weights_hash = hash_files(folder)
     if loras:
         modules = {name: part for name, part in parts.components.items() if isinstance(part, torch.nn.Module)}
         digests = [fuse_lora(modules, lora) for lora in loras]
         weights_hash = hashlib.sha256("\n".join([weights_hash, *digests]).encode()).hexdigest()[:12]
     parts.to(device)
-    for module in (parts.unet, parts.vae, parts.text_encoder):
+    second = {name: getattr(parts, name) for name in ("tokenizer_2", "text_encoder_2")} if xl else {}
+    for module in (parts.unet, parts.vae, parts.text_encoder, *([parts.text_encoder_2] if xl else [])):
         module.eval().requires_grad_(False)
     parts.unet.to(memory_format=torch.channels_last)
     parts.vae.to(memory_format=torch.channels_last)
@@ -117,30 +166,30 @@ def open_pipeline(
         vae=parts.vae,
         scheduler_config=dict(parts.scheduler.config),
         weights_hash=weights_hash,
+        force_zeros_for_empty_prompt=xl and parts.config.force_zeros_for_empty_prompt,
+        **second,
     )
 
 
-def _folder(model: str) -> Path:
-    if model == "default":
-        return default_generator()
-    if Path(model).is_dir():
-        return Path(model)
-    if Path(model).exists() or model.count("/") != 1:
-        raise UserError(f"--model {model} is neither a folder nor a hub name (owner/name)")
-    try:
-        return Path(StableDiffusionPipeline.download(model, use_safetensors=True))
-    except Exception as error:  # the hub client raises a dozen kinds; each means that the model is not to be had
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--model {model} cannot be fetched from the hub: {reason}") from error
+def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
+    """SDXL's VAE overflows in float16 unless its config says otherwise; as diffusers, it then decodes in float32."""
+    upcast = json.loads((folder / "vae/config.json").read_text()).get("force_upcast", True)
+    return torch.float32 if upcast and dtype == torch.float16 else dtype
 
 
-def _hash_files(folder: Path) -> str:
-    """Twelve hex digits over the weights and configs of a pipeline folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".json"):
-            digest.update(str(path.relative_to(folder)).encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-    return digest.hexdigest()[:12]
+def _check_inputs(model: str, unet: Any, vae: Any) -> None:
+    """
+    Raises:
+        UserError: the UNet wants to be told what we have not.
+    """
+    if unet.in_channels != vae.latent_channels:
+        raise UserError(
+            f"--model {model} paints over given pictures: its UNet takes {unet.in_channels} channels, its VAE gives "
+            f"{vae.latent_channels}; take the text-to-image model of the family"
+        )
+    known = {"addition_embed_type": (None, "text_time"), "class_embed_type": (None,), "encoder_hid_dim_type": (None,)}
+    for name, values in known.items():
+        if unet[name] not in values:
+            raise UserError(f"--model {model} has a UNet with {name} {unet[name]!r}; what opens is {OPENS}")
+    if unet.sample_size is None:
+        raise UserError(f"--model {model} does not say its size: sample_size is missing in unet/config.json")

@@ -95,7 +95,7 @@ def denoise(
             if guided and guidance_rescale:
                 output = guide(output, scale, guidance_rescale)  # [B, ...]: the fused step has no more to guide
             latents, x0 = ops.guided_step(latents, output, x0, schedule.table, step, scale)
-    return engine.decode(latents.to(told.dtype))
+    return engine.decode(latents)
 
 
 def is_guided(guidance_scale: float | Sequence[float]) -> bool:

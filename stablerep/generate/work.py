@@ -11,15 +11,11 @@ import torch
 
 from stablerep import shards
 from stablerep.generate import screen
-from stablerep.generate.batch import BatchSize, Painter
+from stablerep.generate.batch import open_painter
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.encode import as_file, decide_encoder
-from stablerep.generate.engines.opening import open_engine
-from stablerep.generate.engines.store import store_at
 from stablerep.generate.paint import Painted, paint_shard
 from stablerep.generate.pipeline import open_pipeline
-from stablerep.generate.scores import open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.tally import Tally
 from stablerep.prompts import Prompt
@@ -57,14 +53,8 @@ class Worker:
             UserError: --engine, --scheduler or --jpeg-encoder cannot run here.
         """
         config = decide_encoder(config, self.device)
-        schedule = open_schedule(
-            config.scheduler, self.pipeline.scheduler_config, config.num_inference_steps, self.device
-        )
-        store = store_at(config.engine_dir)
-        engine = open_engine(config.engine, self.pipeline, store, config.batch_size, guided=guided)
-        scorer = open_scorer(config, self.device)
-        self.painter = Painter(self.pipeline, engine, schedule, config, BatchSize(config.batch_size), scorer)
-        return Choice(engine.name, config.jpeg_encoder)
+        self.painter = open_painter(config, self.pipeline, self.device, guided=guided)
+        return Choice(self.painter.engine.name, config.jpeg_encoder)
 
     def paint(self, block: Block, told: Callable[[int], None]) -> list[list[Painted]]:
         """The pictures of each prompt; told hears after each batch how many were painted, of those that are due."""

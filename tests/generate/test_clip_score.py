@@ -25,7 +25,7 @@ from stablerep.generate.config import GenerateConfig
 from stablerep.generate.repair import repair
 from stablerep.generate.screen import Mark, judge
 from stablerep.generate.verify import verify
-from tests.generate.tiny_models import save_classifier, save_clip
+from tests.generate.tiny_scorers import save_classifier, save_clip
 
 CPU = torch.device("cpu")
 TEXTS = ["a photo of a dark bag", "a coat", "", "a photo of a dark bag", "dark " * 40]

@@ -154,7 +154,7 @@ def test_a_model_that_opens_nowhere(two_processors: None, tmp_path: Path, capsys
         cli.gen([*argv, "--ray", "auto", "--device", "cpu"])
     assert stop.value.code == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and said[1].startswith(f"stablerep-gen: --model {tmp_path} is not a Stable Diffusion")
+    assert len(said) == 2 and said[1].startswith(f"stablerep-gen: --model {tmp_path} is no")
     assert "where --model must lie too" in said[1]
     assert not (tmp_path / "out").exists()
 

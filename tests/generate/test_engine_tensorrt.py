@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from stablerep.config import UserError
+from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.engines import export, tensorrt
 from stablerep.generate.engines.manage import why_not_here
+from stablerep.generate.engines.modules import Unet
 from stablerep.generate.engines.opening import build_part, open_engine
 from stablerep.generate.engines.parts import Part
 from stablerep.generate.engines.store import Store
@@ -111,10 +113,8 @@ def test_the_unet_of_stable_diffusion_1_5_compiles(tmp_path: Path) -> None:
     for weight in unet.parameters():
         weight.normal_(0, 0.02)
     assert 8.5e8 < sum(weight.numel() for weight in unet.parameters()) < 8.7e8
-    from stablerep.generate.engines.parts import _Unet
-
     shapes = {"latents": (4, 64, 64), "timestep": (), "text": (77, 768)}
-    tokens = torch.randn(2, 77, 768).half()
-    part = Part("unet", _Unet(unet).eval(), dict(unet.config), shapes, torch.float16, CPU, tokens)
+    told = Conditioning({"text": torch.randn(2, 77, 768).half()})
+    part = Part("unet", Unet(unet).eval(), dict(unet.config), shapes, torch.float16, CPU, told)
     entry = build_part("trt", part, Store(tmp_path), rows=32)
     assert entry.bytes == pytest.approx(1.74e9, rel=0.05)

@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 import stablerep
 from stablerep.config import UserError
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.engines import Engine, export, onnx, opening, tensorrt
 from stablerep.generate.engines.opening import open_engine, open_part
 from stablerep.generate.engines.parts import Part, parts_of
@@ -99,28 +97,6 @@ def test_onnx_takes_any_rows_on_any_threads(embedded: tuple[Store, Engine], pipe
     inputs = part.example(rows)
     inputs["latents"] = inputs["latents"].to(memory_format=torch.channels_last)  # as a sampler may leave them
     torch.testing.assert_close(run(inputs), part.reference(inputs), rtol=1e-4, atol=1e-4)
-
-
-@needs_onnx
-def test_sdxl_s_added_conditions_and_a_vae_with_attention(pipeline: Pipeline, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(16,), norm_num_groups=8,
-        layers_per_block=1, cross_attention_dim=96, attention_head_dim=2, use_linear_projection=True,
-        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("UpBlock2D",),
-        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=44,
-    )  # fmt: skip
-    vae = AutoencoderKL(latent_channels=8, block_out_channels=(8,), norm_num_groups=4, mid_block_add_attention=True)
-    other = dataclasses.replace(pipeline, unet=unet.eval(), vae=vae.eval())
-    parts = parts_of(other)
-    assert parts["unet"].row_shapes["text_embeds"] == (20,)
-    engine = open_engine("onnx", other, Store(tmp_path), batch_size=2)
-    inputs = parts["unet"].example(4)
-    told = Conditioning({name: inputs[name] for name in ("text", "text_embeds", "time_ids")})
-    call = (inputs["latents"], torch.tensor(501.0), told)
-    close = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(engine.unet(*call), TorchEngine(other).unet(*call), **close)
-    torch.testing.assert_close(engine.decode(call[0]), TorchEngine(other).decode(call[0]), **close)
 
 
 @needs_onnx

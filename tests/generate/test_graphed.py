@@ -174,7 +174,7 @@ def test_a_compiled_engine_is_captured_with_memory_of_its_own_that_has_run_in_th
         def alone(self) -> Run:
             return Run("own")
 
-    graphs = Graphs(CompiledEngine("trt", Run("shared"), Run("shared")), None, CallAgain())
+    graphs = Graphs(CompiledEngine("trt", Run("shared"), Run("shared"), torch.float32), None, CallAgain())
     for _ in range(2):
         graphs(lambda engine, inputs: {"y": engine.decode(inputs["x"])}, {"x": torch.zeros(2)})
     assert ran == ["shared", "own", "own", "own"]  # warm-up, its own warm-up, capture, replay

@@ -19,7 +19,7 @@ from stablerep.generate.config import GenerateConfig
 from stablerep.generate.nsfw_score import nsfw_labels, open_nsfw_score
 from stablerep.generate.screen import Mark, judge
 from stablerep.generate.verify import verify
-from tests.generate.tiny_models import save_classifier, save_clip, save_safety_checker
+from tests.generate.tiny_scorers import save_classifier, save_clip, save_safety_checker
 
 CPU = torch.device("cpu")
 FEW = {"num_images_per_prompt": 3, "num_inference_steps": 2, "prompts_per_shard": 2, "batch_size": 4, "device": "cpu"}

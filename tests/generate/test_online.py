@@ -16,7 +16,7 @@ from torch import Tensor
 
 import stablerep
 from stablerep.config import UserError
-from stablerep.generate import online, screen
+from stablerep.generate import batch, online, screen
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.online import open_online, opener
@@ -68,7 +68,7 @@ def test_what_shows_nothing_is_not_good(
     prompts: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, policy: str, flat_is_good: bool
 ) -> None:
     monkeypatch.setattr(online, "open_pipeline", lambda *_: pipeline)
-    monkeypatch.setattr(online, "open_engine", lambda name, pipeline, *_, **__: Spoiled(pipeline))
+    monkeypatch.setattr(batch, "open_engine", lambda name, pipeline, *_, **__: Spoiled(pipeline))
     _, good = open_online(config(prompts, num_images_per_prompt=3, screen=policy), CPU).paint([0, 3], [0, 0])
     assert good.tolist() == [[False, flat_is_good, True], [True, True, True]]
 

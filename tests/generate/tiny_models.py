@@ -1,73 +1,110 @@
-"""Models of transformers with random weights, small enough to be made in a test."""
+"""Pipelines of every kind with random weights, made in code, small enough to paint in a tenth of a second."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from examples.fashion.text import train_tokenizer
+from stablerep.generate.pipeline import default_generator
 
-LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-VISION = LAYERS | {"image_size": 30, "patch_size": 10}
-
-
-def save_clip(folder: Path, kind: str = "clip", seed: int = 0) -> Path:
-    """A CLIPModel or SiglipModel of 30 x 30 pictures, with tokenizer and image processor."""
-    torch.manual_seed(seed)
-    tokenizer = train_tokenizer(["a photo of a dark bag", "a photo of a coat"])
-    tokenizer.save_pretrained(folder)
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    text = LAYERS | {"vocab_size": len(tokenizer), "max_position_embeddings": 24}
-    text |= {name: getattr(tokenizer, name) for name in names}
-    if kind == "clip":
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8))
-        CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}).save_pretrained(folder)
-    else:
-        model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 16}, vision_config=VISION))
-        SiglipImageProcessor(size={"height": 30, "width": 30}).save_pretrained(folder)
-    _spread(model).save_pretrained(folder)
-    return folder
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+TURBO = BETAS | {"timestep_spacing": "trailing"}
+LATENT = BETAS | {"clip_sample": False, "set_alpha_to_one": False}
+SCHEDULERS: dict[str, Any] = {
+    "sd": lambda: DDIMScheduler(**LATENT),
+    "sd2-v": lambda: DDIMScheduler(**LATENT, prediction_type="v_prediction"),
+    "sd-turbo": lambda: EulerDiscreteScheduler(**TURBO),
+    "sd-lcm": lambda: LCMScheduler(**LATENT, original_inference_steps=50),
+    "sdxl": lambda: EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"),
+    "sdxl-turbo": lambda: EulerDiscreteScheduler(**TURBO),
+    "sdxl-v": lambda: DDIMScheduler(**LATENT, prediction_type="v_prediction"),
+    "sdxl-lcm": lambda: LCMScheduler(**LATENT, original_inference_steps=50),
+}
+KINDS = tuple(SCHEDULERS)
 
 
-def save_classifier(folder: Path, labels: tuple[str, ...] = ("normal", "nsfw"), **config: object) -> Path:
-    torch.manual_seed(1)
-    id2label = dict(enumerate(labels))
-    model = ViTForImageClassification(ViTConfig(**VISION, id2label=id2label, num_labels=len(labels), **config))
-    _spread(model).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 30, "width": 30}).save_pretrained(folder)
-    return folder
+def build(
+    kind: str, *, vae: dict[str, Any] | None = None, unet: dict[str, Any] | None = None, **pipeline: Any
+) -> DiffusionPipeline:
+    """A pipeline whose pictures depend on everything its UNet is told; changes of configs by part."""
+    torch.manual_seed(0)
+    xl = kind.startswith("sdxl")
+    tokenizer = CLIPTokenizer.from_pretrained(default_generator() / "tokenizer")
+    parts = {
+        "tokenizer": tokenizer,
+        "text_encoder": _lively(CLIPTextModel(_text_config(tokenizer, 24))),
+        "vae": _lively(_vae(vae or {})),
+        "unet": _lively(_unet(kind, 24 + 40 if xl else 24, unet or {})),
+        "scheduler": SCHEDULERS[kind](),
+    }
+    if not xl:
+        nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return StableDiffusionPipeline(**parts, **nothing)
+    tokenizer_2 = CLIPTokenizer.from_pretrained(default_generator() / "tokenizer", pad_token="!")
+    text_encoder_2 = _lively(CLIPTextModelWithProjection(_text_config(tokenizer_2, 40)))
+    return StableDiffusionXLPipeline(
+        **parts, tokenizer_2=tokenizer_2, text_encoder_2=text_encoder_2, add_watermarker=False, **pipeline
+    )
 
 
-def save_safety_checker(pipeline: Path, threshold: float = 0.5) -> Path:
-    """The two folders of a Stable Diffusion 1.x pipeline that matter here."""
-    torch.manual_seed(2)
-    checker = _spread(StableDiffusionSafetyChecker(CLIPConfig(vision_config=VISION, projection_dim=8)))
-    checker.concept_embeds.data.normal_()
-    checker.special_care_embeds.data.normal_()
-    checker.concept_embeds_weights.data.fill_(threshold)
-    checker.special_care_embeds_weights.data.fill_(threshold - 0.2)
-    checker.save_pretrained(pipeline / "safety_checker")
-    processor = CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
-    processor.save_pretrained(pipeline / "feature_extractor")
-    return pipeline / "safety_checker"
+def save(kind: str, folder: Path, variant: str | None = None, **changes: Any) -> DiffusionPipeline:
+    """Build and write a pipeline folder."""
+    built = build(kind, **changes)
+    built.save_pretrained(folder, variant=variant)
+    built.set_progress_bar_config(disable=True)
+    return built
 
 
-def _spread(model: torch.nn.Module) -> torch.nn.Module:
-    """Larger weights than a fresh model's, so that pictures differ in what it says of them."""
-    for weights in model.parameters():
-        if weights.ndim > 1:
-            torch.nn.init.normal_(weights, std=0.3)
-    return model.eval()
+def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length, projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def _vae(changes: dict[str, Any]) -> AutoencoderKL:
+    config = {
+        "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2, "latent_channels": 4, "norm_num_groups": 4, "sample_size": 16,
+    }  # fmt: skip
+    return AutoencoderKL(**config | changes)
+
+
+def _unet(kind: str, text_width: int, changes: dict[str, Any]) -> UNet2DConditionModel:
+    config = {
+        "sample_size": 8, "block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1,
+        "cross_attention_dim": text_width, "attention_head_dim": (2, 4), "use_linear_projection": True,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+    if kind.startswith("sdxl"):
+        config |= {
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 40 + 6 * 8,
+        }  # fmt: skip
+    if kind.endswith("lcm"):
+        config |= {"time_cond_proj_dim": 17}  # odd: the embedding is padded
+    return UNet2DConditionModel(**config | changes)
+
+
+def _lively(module: nn.Module) -> nn.Module:
+    """Weights so large that no input is lost on the way."""
+    for weight in module.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=1.5 / weight[0].numel() ** 0.5)
+    return module.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from stablerep.generate.conditioning import Conditioning
 
 
 class Engine(Protocol):
-    """Tensors in and out have the pipeline's dtype and device."""
+    """Tensors in and out have the pipeline's dtype and device, but that decode takes any dtype."""
 
     @property
     def name(self) -> str:

@@ -16,7 +16,8 @@ class BuildConfig:
     """Compile the UNet and the VAE decoder of a model; what is built already is kept."""
 
     model: str = "default"
-    """Diffusers pipeline of the Stable Diffusion 1.x/2.x kind: a folder, a hub name, or the embedded default."""
+    """Diffusers pipeline: Stable Diffusion 1.x/2.x, SDXL, their Turbo and LCM models; a folder, a hub name, or the
+    embedded default."""
 
     engine: str = "onnx"
     """onnx or trt."""

@@ -18,6 +18,7 @@ from stablerep.generate.engines.parts import Part
 from stablerep.generate.engines.store import Recipe
 
 FEWEST_ROWS_A_THREAD = 4
+FATAL = 4  # its errors are raised too, and said by us; its warnings are notes on its own layout passes
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy has no such dtype
 ELEMENTS: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
@@ -128,6 +129,7 @@ class Runner:
             binding.bind_input(name, *place, ELEMENTS[value.dtype], tuple(value.shape), value.data_ptr())
         binding.bind_output(parts.OUTPUT, *place, ELEMENTS[output.dtype], tuple(output.shape), output.data_ptr())
         options = RunOptions()
+        options.log_severity_level = FATAL
         if self._stream is not None:  # torch's stream keeps the order; the host need not wait
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._session.run_with_iobinding(binding, options)
@@ -141,7 +143,7 @@ def _open(graph: Path, device: torch.device, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings are notes on its own layout passes
+    options.log_severity_level = FATAL
     options.intra_op_num_threads = threads
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":

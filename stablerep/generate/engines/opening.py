@@ -13,6 +13,7 @@ from torch import Tensor
 from stablerep.config import UserError
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.engines import Engine, onnx, tensorrt
+from stablerep.generate.engines.memory import out_of_memory_is_torch_s
 from stablerep.generate.engines.parts import Part, parts_of
 from stablerep.generate.engines.store import Entry, Store
 from stablerep.generate.engines.torch import TorchEngine
@@ -31,12 +32,15 @@ class CompiledEngine:
     name: str
     run_unet: Run
     run_decoder: Run
+    decoder_dtype: torch.dtype
 
     def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
-        return self.run_unet({"latents": latents, "timestep": timestep.reshape(1), **told.inputs})
+        with out_of_memory_is_torch_s():
+            return self.run_unet({"latents": latents, "timestep": timestep.reshape(1), **told.inputs})
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.run_decoder({"latents": latents})
+        with out_of_memory_is_torch_s():
+            return self.run_decoder({"latents": latents.to(self.decoder_dtype)})
 
     def alone(self) -> CompiledEngine:
         """The same plans with working memory of their own, for a CUDA graph (TensorRT's alone can be captured)."""
@@ -44,21 +48,24 @@ class CompiledEngine:
         return dataclasses.replace(self, **runs)
 
 
-def open_engine(name: str, pipeline: Pipeline, store: Store, batch_size: int, *, guided: bool = True) -> Engine:
+def open_engine(
+    name: str, pipeline: Pipeline, store: Store, batch_size: int, *, guided: bool = True, compiled: bool = False
+) -> Engine:
     """The engine called `torch`, `onnx`, `trt` or `auto` for batches of up to batch_size pictures.
 
     Builds what the store lacks and verifies what was not verified on this device. `auto` says what it took and why.
+    compiled: run torch through torch.compile.
 
     Raises:
         UserError: the engine cannot run or be built here, or what was built is not what torch computes.
     """
     if name == "torch":
-        return TorchEngine(pipeline)
+        return TorchEngine(pipeline, compiled=compiled)
     parts = parts_of(pipeline)
     rows = rows_of(batch_size, guided)
     if name == "auto":
         return _auto(pipeline, parts, store, rows)
-    return _engine(name, {part: open_part(name, parts[part], store, rows[part]) for part in parts})
+    return _engine(name, parts, {part: open_part(name, parts[part], store, rows[part]) for part in parts})
 
 
 def rows_of(batch_size: int, guided: bool) -> dict[str, int]:
@@ -112,19 +119,27 @@ def load(backend: Any, part: Part, entry: Entry, rows: int, *, verify_again: boo
 
     Raises:
         Unusable: damaged, of another GPU or version, or not what torch computes.
+        UserError: it does not fit into the device's memory.
     """
     if damage := entry.damage(thorough=True):
         raise Unusable(damage)
     try:
-        run = backend.Runner(entry.folder, part.dtype, part.device, rows)
-    except (UserError, MemoryError, torch.OutOfMemoryError):
+        with out_of_memory_is_torch_s():
+            run = backend.Runner(entry.folder, part.dtype, part.device, rows)
+    except torch.OutOfMemoryError as error:
+        raise _too_large(part, rows) from error
+    except UserError:
         raise
     except Exception as error:  # each library has its own kinds; each means that the file cannot be opened here
         raise Unusable(" ".join(str(error).split())[:300]) from error
     place = where(backend, part.device)
     result = entry.verified.get(place)
     if verify_again or result is None or not result["ok"]:
-        result = verify(part, run, rows)
+        try:
+            with out_of_memory_is_torch_s():
+                result = verify(part, run, rows)
+        except torch.OutOfMemoryError as error:
+            raise _too_large(part, rows) from error
         try:
             entry = entry.with_verified(place, result)
         except OSError as error:  # a shared store, read-only for us: it is verified again next time
@@ -132,6 +147,13 @@ def load(backend: Any, part: Part, entry: Entry, rows: int, *, verify_again: boo
     if not result["ok"]:
         raise Unusable(result["reason"])
     return run, entry
+
+
+def _too_large(part: Part, rows: int) -> UserError:
+    place = device_name(part.device)
+    return UserError(
+        f"{part.name} for {rows} rows does not fit into the memory of {place}; take a smaller --batch-size"
+    )
 
 
 def where(backend: Any, device: torch.device) -> str:
@@ -160,11 +182,11 @@ def _auto(pipeline: Pipeline, parts: dict[str, Part], store: Store, rows: dict[s
             times = f"{ours:g} ms for a UNet step of {found.get('rows')} rows, torch {torchs:g} ms"
             if ours <= torchs:
                 log.info("engine auto on %s: %s, measured ahead (%s)", device_name(device), kind, times)
-                return _engine(kind, opened)
+                return _engine(kind, parts, opened)
             reason = f"{kind} was measured behind ({times})"
     log.info("engine auto on %s: torch; %s", device_name(device), reason)
     return TorchEngine(pipeline)
 
 
-def _engine(kind: str, opened: dict[str, tuple[Run, Entry]]) -> CompiledEngine:
-    return CompiledEngine(kind, opened["unet"][0], opened["vae_decoder"][0])
+def _engine(kind: str, parts: dict[str, Part], opened: dict[str, tuple[Run, Entry]]) -> CompiledEngine:
+    return CompiledEngine(kind, opened["unet"][0], opened["vae_decoder"][0], parts["vae_decoder"].dtype)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from stablerep import ops
+from stablerep.generate.conditioning import Conditioning
+from stablerep.generate.engines.modules import Decoder, Unet
 from stablerep.generate.pipeline import Pipeline
 
 NAMES = ("unet", "vae_decoder")
@@ -33,7 +34,7 @@ class Part:
     row_shapes: dict[str, tuple[int, ...]]  # of one row; () is the timestep, one number for all rows
     dtype: torch.dtype
     device: torch.device
-    tokens: Tensor | None = None  # [2, T, D] real text embeddings: a UNet's numbers are wild on random ones
+    told: Conditioning | None = None  # two rows as a run has them: a UNet's numbers are wild on random ones
 
     def example(self, rows: int, seed: int = 0) -> dict[str, Tensor]:
         """Inputs as a run would give them."""
@@ -41,9 +42,8 @@ class Part:
         for number, (name, shape) in enumerate(self.row_shapes.items()):
             if name == "timestep":
                 values[name] = torch.tensor([501.0], device=self.device)
-            elif name == "text":
-                assert self.tokens is not None
-                values[name] = self.tokens.repeat(rows // 2 + 1, 1, 1)[:rows].contiguous()
+            elif self.told is not None and name in self.told.inputs:
+                values[name] = torch.cat([self.told.inputs[name]] * (rows // 2 + 1))[:rows]
             else:
                 ids = torch.arange(rows)
                 noise = ops.philox_normal(seed, ids, torch.full_like(ids, number), shape, device=self.device)
@@ -72,47 +72,11 @@ class Part:
 
 def parts_of(pipeline: Pipeline) -> dict[str, Part]:
     """The UNet and the VAE decoder of a pipeline, by name."""
-    unet, latent = pipeline.unet, pipeline.latent_shape
-    tokens = pipeline.encode(["", "a photo"]).text.to(unet.dtype)
-    shapes = {"latents": latent, "timestep": (), "text": tuple(tokens.shape[1:])}
-    if unet.config.addition_embed_type == "text_time":  # SDXL
-        ids = 6
-        width = unet.config.projection_class_embeddings_input_dim - ids * unet.config.addition_time_embed_dim
-        shapes |= {"text_embeds": (width,), "time_ids": (ids,)}
-    where = {"dtype": unet.dtype, "device": unet.device}
-    vae = pipeline.vae
+    unet, vae = pipeline.unet, pipeline.vae
+    latents: dict[str, tuple[int, ...]] = {"latents": pipeline.latent_shape}
+    told = pipeline.with_guidance(pipeline.encode(["", "a photo"]), [2.0, 7.5])
+    shapes = latents | {"timestep": ()} | {name: tuple(value.shape[1:]) for name, value in told.inputs.items()}
     return {
-        "unet": Part("unet", _Unet(unet).eval(), dict(unet.config), shapes, tokens=tokens, **where),
-        "vae_decoder": Part("vae_decoder", _Decoder(vae).eval(), dict(vae.config), {"latents": latent}, **where),
+        "unet": Part("unet", Unet(unet).eval(), dict(unet.config), shapes, unet.dtype, unet.device, told),
+        "vae_decoder": Part("vae_decoder", Decoder(vae).eval(), dict(vae.config), latents, vae.dtype, vae.device),
     }
-
-
-class _Unet(nn.Module):
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        text_embeds: Tensor | None = None,
-        time_ids: Tensor | None = None,
-    ) -> Tensor:
-        added = {"text_embeds": text_embeds, "time_ids": time_ids} if text_embeds is not None else None
-        return self.unet(latents, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
-
-
-class _Decoder(nn.Module):
-    """Only what decoding needs: the encoder half of the VAE is neither exported nor part of the identity."""
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.scaling_factor: float = vae.config.scaling_factor
-        self.decoder = vae.decoder
-        self.post_quant_conv = vae.post_quant_conv
-
-    def forward(self, latents: Tensor) -> Tensor:
-        latents = latents / self.scaling_factor
-        return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))

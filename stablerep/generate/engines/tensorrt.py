@@ -25,6 +25,7 @@ from stablerep.generate.engines.store import Recipe
 
 PLAN_FILE = "model.plan"
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
+NO_REASON = "it gives no reason"
 ALIGNMENT = 256  # bytes; TensorRT takes no other address
 
 log = logging.getLogger("stablerep.generate")
@@ -232,7 +233,7 @@ def _logger() -> Any:
     class Lines(trt.ILogger):  # type: ignore[name-defined]
         """TensorRT's lines in our log; the last error is kept, since its calls return None without a word."""
 
-        last_error = "it gives no reason"
+        last_error = NO_REASON
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -246,4 +247,6 @@ def _logger() -> Any:
 
 
 def _last_error() -> str:
-    return str(_logger().last_error)
+    """Said once: a later failure without a word must not be taken for this one."""
+    error, _logger().last_error = _logger().last_error, NO_REASON
+    return str(error)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from stablerep.generate.conditioning import Conditioning
+from stablerep.generate.engines.memory import out_of_memory_is_torch_s
+from stablerep.generate.engines.modules import Decoder, Unet
 from stablerep.generate.pipeline import Pipeline
 
 
@@ -14,18 +19,22 @@ from stablerep.generate.pipeline import Pipeline
 class TorchEngine:
     pipeline: Pipeline
     name: str = "torch"
+    compiled: bool = False  # by torch.compile, for the rows it meets first, and then for any number of them
 
     def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
-        added = {name: value for name, value in told.inputs.items() if name in ("text_embeds", "time_ids")}
-        return self.pipeline.unet(
-            latents,
-            timestep,
-            told.text,
-            timestep_cond=told.inputs.get("timestep_cond"),
-            added_cond_kwargs=added or None,
-            return_dict=False,
-        )[0]
+        with out_of_memory_is_torch_s():
+            return self._unet(latents, timestep, **told.inputs)
 
     def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        with out_of_memory_is_torch_s():
+            return self._decoder(latents.to(self.pipeline.vae.dtype))
+
+    @functools.cached_property
+    def _unet(self) -> Callable[..., Tensor]:
+        module = Unet(self.pipeline.unet).eval()
+        return torch.compile(module) if self.compiled else module
+
+    @functools.cached_property
+    def _decoder(self) -> Callable[..., Tensor]:
+        module = Decoder(self.pipeline.vae).eval()
+        return torch.compile(module) if self.compiled else module
