@@ -128,6 +128,13 @@ class GenerateConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    gpus: str | None = None
+    """Paint on several GPUs: all, or how many. Without --ray those of this machine."""
+
+    ray: str | None = None
+    """Paint on a Ray cluster: the HOST:PORT of its head, auto for the one this machine belongs to, or local to start
+    one here for this command. A worker a GPU; without GPUs a worker for every OMP_NUM_THREADS processors."""
+
     dry_run: bool = False
     """Paint one batch, write nothing, and print how many pictures, bytes and hours the run would take."""
 
@@ -150,6 +157,7 @@ class GenerateConfig:
         if self.num_images_per_prompt > 10_000:
             raise UserError(f"--num-images-per-prompt must be at most 10000, got {self.num_images_per_prompt}")
         self._check_guidance()
+        self._check_workers()
         object.__setattr__(self, "lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora))
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"--guidance-rescale must be between 0 and 1, got {self.guidance_rescale}")
@@ -176,6 +184,16 @@ class GenerateConfig:
                 raise UserError(f"--guidance-scale names {scale:g} twice; each run of a sweep needs its own value")
         given = tuple(float(scale) + 0.0 for scale in scales)  # 2, 2.0 and [2] are one run; so are 0 and -0
         object.__setattr__(self, "guidance_scale", given if len(given) > 1 else given[0])
+
+    def _check_workers(self) -> None:
+        if self.gpus is not None:
+            object.__setattr__(self, "gpus", str(self.gpus))
+            if self.gpus != "all" and not (self.gpus.isdecimal() and int(self.gpus) > 0):
+                raise UserError(f"--gpus must be all or a number of at least 1, got {self.gpus!r}")
+            if self.device == "cpu":
+                raise UserError(f"--gpus {self.gpus} and --device cpu exclude each other; --ray local takes the CPU")
+        if (self.gpus or self.ray) and self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"--device {self.device}: Ray says which GPU a worker has; use --gpus, or auto or cpu")
 
     @property
     def folder(self) -> Folder:

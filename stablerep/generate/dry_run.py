@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from stablerep import distributed
 from stablerep.config import UserError
 from stablerep.generate.batch import BatchSize, open_painter
@@ -39,6 +41,7 @@ class Estimate:
     images_per_second: float
     device: str
     usd_per_hour: float | None
+    workers: int = 1  # that share the hours
 
     @property
     def hours(self) -> float:
@@ -58,6 +61,8 @@ class Estimate:
             f"{kind}  {_number(self.hours)}: {_number(self.images_per_second)} images/s on {self.device} "
             f"in a batch of {self.batch_size}, without new pictures for those that screening drops",
         ]
+        if self.workers > 1:
+            lines.append(f"hours      {_number(self.hours / self.workers)} on {self.workers} workers")
         if self.usd_per_hour is not None:
             lines.append(f"cost       ${self.hours * self.usd_per_hour:,.2f} at ${self.usd_per_hour:,.2f} an hour")
         return "\n".join(lines)
@@ -72,6 +77,7 @@ def estimate(config: GenerateConfig) -> Estimate:
     if not isinstance(config.guidance_scale, float):
         raise UserError(f"--dry-run takes one --guidance-scale, got {config.guidance_scale}")
     prompts = read_prompts(Path(config.prompts))
+    workers = _workers(config)
     with distributed.start(config.device) as device:
         config = decide_encoder(encoder_as_begun(config), device)
         pipeline = open_pipeline(config.model, device, config.lora)
@@ -106,7 +112,22 @@ def estimate(config: GenerateConfig) -> Estimate:
         images_per_second=1 / seconds,
         device=device.type,
         usd_per_hour=config.usd_per_hour,
+        workers=workers,
     )
+
+
+def _workers(config: GenerateConfig) -> int:
+    """How many would paint; the sample is painted by one, in this process."""
+    if not (config.ray or config.gpus):
+        return 1
+    from stablerep.generate import cluster  # an extra
+
+    with cluster.joined(config) as plan:
+        if plan.device == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "--dry-run paints its sample here, and only the Ray cluster has GPUs; run it on one of those"
+            )
+        return plan.count
 
 
 def _spread(prompts: Sequence[Prompt], count: int, k: int) -> tuple[list[Prompt], int]:

@@ -25,7 +25,8 @@ def start_dataset(config: GenerateConfig, prompts: Sequence[Prompt], engine: str
         UserError: the folder holds another run, or the same one with other prompts, and which row differs.
     """
     identity = check_same_run(config, prompts, engine, weights_hash)
-    flags = {name: value for name, value in to_dict(config).items() if name not in ("out", "staging")}
+    # Where the folder lies and who paints into it is not the run's, but the call's.
+    flags = {name: value for name, value in to_dict(config).items() if name not in ("out", "staging", "ray", "gpus")}
     shards.start_dataset(config.folder, identity, {"num_prompts": len(prompts), "flags": flags})
 
 

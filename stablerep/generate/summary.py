@@ -33,6 +33,7 @@ class GenerateSummary:
     device: str
     engine: str
     batch_size: int  # what fitted into memory in the end
+    workers: int = 1  # processes that painted
 
     @property
     def images_per_second(self) -> float:

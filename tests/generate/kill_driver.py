@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from stablerep.generate import job
+from stablerep.generate import job, work
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.pipeline import open_pipeline
 
@@ -95,7 +95,7 @@ def main(mode: str, fields: dict[str, Any], times: int, seed: int) -> None:
     out = Path(fields.pop("out"))
     fields["prompts"] = Path(fields["prompts"])
     pipeline = open_pipeline("default", torch.device("cpu"))
-    job.open_pipeline = lambda *_, **__: pipeline  # type: ignore[assignment]
+    work.open_pipeline = lambda *_, **__: pipeline  # type: ignore[assignment]
     folders, killed = kill_at_random(fields, out, times, seed) if mode == "random" else kill_at_each_step(fields, out)
     for folder in folders:
         if wait(fork_painter(fields, folder)):

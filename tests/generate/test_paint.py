@@ -14,7 +14,7 @@ from torch import Tensor
 
 import stablerep
 from stablerep.config import UserError
-from stablerep.generate import batch, job
+from stablerep.generate import batch, work
 from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
@@ -173,7 +173,7 @@ def test_rows_and_summary_tell_what_was_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
 ) -> None:
     (tmp_path / "p.txt").write_text("a bag\na coat\na shirt\n")
-    monkeypatch.setattr(job, "open_pipeline", lambda *_: pipeline)
+    monkeypatch.setattr(work, "open_pipeline", lambda *_: pipeline)
     monkeypatch.setattr(batch, "open_engine", lambda name, pipeline, *args, **kwargs: Spoiled(pipeline, value=0.3))
     fields = FEW | {"screen": "drop", "screen_retries": 20, "num_images_per_prompt": 6}
     summary = stablerep.generate(prompts=tmp_path / "p.txt", out=tmp_path / "out", **fields)

@@ -15,7 +15,7 @@ import pytest
 import stablerep
 from stablerep import atomic, cli, shards, storage
 from stablerep.config import UserError
-from stablerep.generate import job
+from stablerep.generate import work
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.publish import MOST_WAITING, open_writer, read_done
 from stablerep.generate.verify import verify
@@ -34,7 +34,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "open_pipeline", lambda *_, **__: pipeline)
+    monkeypatch.setattr(work, "open_pipeline", lambda *_, **__: pipeline)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
