@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2> /dev/null || missing+=" python3-dev"; \
 	[ -z "$$missing" ] || { echo "something is missing; run: sudo apt-get install$$missing"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -e '.[dev,onnx]' -c constraints.txt
+	$(PY) -m pip install -e '.[dev,onnx,trt-rtx,ray,s3]' -c constraints.txt
 	@touch $@
 
 photos: setup ## fetch the real photos (Fashion-MNIST)

@@ -82,32 +82,37 @@ def _take_folder(flag: str, argv: Sequence[str]) -> tuple[Folder | None, list[st
 
 
 def _verify(out: Folder, others: Sequence[str]) -> None:
+    from stablerep.generate.sweep import runs_in
     from stablerep.generate.verify import verify
 
     if others:
         raise UserError(f"--verify {out} takes no other flags, got {others[0]}")
-    verdict = verify(out)
-    for problem in verdict.problems:
-        print(problem)
-    print(verdict)
-    if verdict.problems:
+    verdicts = [verify(folder) for folder in runs_in(out)]
+    for verdict in verdicts:
+        for problem in verdict.problems:
+            print(problem)
+        print(verdict)
+    if any(verdict.problems for verdict in verdicts):
         sys.exit(1)
 
 
 def _repair(out: Folder, others: Sequence[str]) -> None:
     from stablerep.generate.config import GenerateConfig
     from stablerep.generate.repair import recorded_flags, repair
+    from stablerep.generate.sweep import runs_in
 
-    flags = recorded_flags(out)
-    argv = [*others, "--out", str(out)]
-    config = _with_cache_folders(parse(GenerateConfig, argv, "stablerep-gen", flags, Path(f"{out}/dataset.json")))
-    before, after = repair(config)
-    for problem in before.problems:
-        print(problem)
-    for problem in after.problems:
-        print(f"still {problem}")
-    print(after)
-    if after.problems:
+    left = 0
+    for folder in runs_in(out):
+        argv, about = [*others, "--out", str(folder)], Path(f"{folder}/dataset.json")
+        config = parse(GenerateConfig, argv, "stablerep-gen", recorded_flags(folder), about)
+        before, after = repair(_with_cache_folders(config))
+        for problem in before.problems:
+            print(problem)
+        for problem in after.problems:
+            print(f"still {problem}")
+        print(after)
+        left += len(after.problems)
+    if left:
         sys.exit(1)
 
 

@@ -13,12 +13,13 @@ import torch
 
 from stablerep import distributed
 from stablerep.config import UserError
+from stablerep.generate import sweep
 from stablerep.generate.batch import BatchSize, open_painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import as_file, decide_encoder, encoder_as_begun
 from stablerep.generate.origin import check_same_run
 from stablerep.generate.paint import paint_shard
-from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.publish import read_done
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
@@ -68,39 +69,67 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(config: GenerateConfig) -> Estimate:
+@dataclass(frozen=True)
+class SweepEstimate:
+    """What is to be expected of several guidance scales."""
+
+    runs: dict[str, Estimate]  # by the name of the folder
+
+    def __str__(self) -> str:
+        each = list(self.runs.values())
+        total = [
+            f"images     {sum(run.images for run in each):,}",
+            f"bytes      {_bytes(sum(run.bytes for run in each))}",
+            f"hours      {_number(sum(run.hours / run.workers for run in each))}",
+        ]
+        if (usd := each[0].usd_per_hour) is not None:
+            total.append(f"cost       ${usd * sum(run.hours for run in each):,.2f}")
+        return "\n\n".join([*(f"{name}\n{run}" for name, run in self.runs.items()), "\n".join(["together", *total])])
+
+
+def estimate(config: GenerateConfig) -> Estimate | SweepEstimate:
     """Paint one batch of prompts from the whole file, after one picture to warm up, and reckon up the run.
+
+    Several guidance scales are measured one by one.
 
     Raises:
         UserError: what generate() would refuse.
     """
-    if not isinstance(config.guidance_scale, float):
-        raise UserError(f"--dry-run takes one --guidance-scale, got {config.guidance_scale}")
     prompts = read_prompts(Path(config.prompts))
     workers = _workers(config)
+    runs = sweep.runs_of(config)
     with distributed.start(config.device) as device:
-        config = decide_encoder(encoder_as_begun(config), device)
         pipeline = open_pipeline(config.model, device, config.lora)
-        guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-        whole = open_painter(config, pipeline, device, guided=guided)
-        check_same_run(config, prompts, whole.engine.name, pipeline.weights_hash)
+        if len(runs) == 1:
+            return _estimate(config, prompts, pipeline, device, workers)
+        sweep.check_folder(config.folder, sweep.shared_identity(config, prompts, pipeline.weights_hash))
+        return SweepEstimate({run.folder.name: _estimate(run, prompts, pipeline, device, workers) for run in runs})
 
-        def paint(count: int) -> tuple[list[int], float, int]:
-            """Sizes of the encoded pictures, seconds a picture, and the batch that fitted."""
-            chosen, k = _spread(prompts, count, config.num_images_per_prompt)
-            sample = dataclasses.replace(config, num_images_per_prompt=k, screen_retries=0)
-            painter = dataclasses.replace(whole, config=sample, batch_size=BatchSize(config.batch_size))
-            start = time.perf_counter()
-            painted = [picture for of_prompt in paint_shard(painter, chosen) for picture in of_prompt]
-            middle = time.perf_counter()
-            sizes = [len(as_file(each.pixels, config.image_format).data) for each in painted if each.pixels is not None]
-            # A run encodes one shard while it paints the next: the slower of the two counts.
-            seconds = max(middle - start, time.perf_counter() - middle) / len(painted)
-            return sizes, seconds, min(len(painted), painter.batch_size.value)
 
-        _, seconds, _ = paint(1)
-        images = len(prompts) * config.num_images_per_prompt
-        sizes, seconds, batch = paint(max(1, min(config.batch_size, images, int(MOST_SECONDS / seconds))))
+def _estimate(
+    config: GenerateConfig, prompts: Sequence[Prompt], pipeline: Pipeline, device: torch.device, workers: int
+) -> Estimate:
+    config = decide_encoder(encoder_as_begun(config), device)
+    guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
+    whole = open_painter(config, pipeline, device, guided=guided)
+    check_same_run(config, prompts, whole.engine.name, pipeline.weights_hash)
+
+    def paint(count: int) -> tuple[list[int], float, int]:
+        """Sizes of the encoded pictures, seconds a picture, and the batch that fitted."""
+        chosen, k = _spread(prompts, count, config.num_images_per_prompt)
+        sample = dataclasses.replace(config, num_images_per_prompt=k, screen_retries=0)
+        painter = dataclasses.replace(whole, config=sample, batch_size=BatchSize(config.batch_size))
+        start = time.perf_counter()
+        painted = [picture for of_prompt in paint_shard(painter, chosen) for picture in of_prompt]
+        middle = time.perf_counter()
+        sizes = [len(as_file(each.pixels, config.image_format).data) for each in painted if each.pixels is not None]
+        # A run encodes one shard while it paints the next: the slower of the two counts.
+        seconds = max(middle - start, time.perf_counter() - middle) / len(painted)
+        return sizes, seconds, min(len(painted), painter.batch_size.value)
+
+    _, seconds, _ = paint(1)
+    images = len(prompts) * config.num_images_per_prompt
+    sizes, seconds, batch = paint(max(1, min(config.batch_size, images, int(MOST_SECONDS / seconds))))
     in_tar = [TAR_BLOCK * (1 + math.ceil(size / TAR_BLOCK)) for size in sizes]
     return Estimate(
         prompts=len(prompts),

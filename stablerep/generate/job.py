@@ -12,7 +12,7 @@ from stablerep.config import UserError
 from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import encoder_as_begun
-from stablerep.generate.origin import identity_of, start_dataset
+from stablerep.generate.origin import start_dataset
 from stablerep.generate.publish import open_writer
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
@@ -40,10 +40,7 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
         runs = sweep.runs_of(config)
         if len(runs) == 1:
             return _generate(config, prompts, crew, again)
-        shared = identity_of(config, prompts, crew.weights_hash)
-        for name in ("guidance_scale", "engine", "jpeg_encoder"):  # what chooses itself has its name in dataset.json
-            shared.pop(name, None)
-        sweep.check_folder(config.folder, shared)
+        sweep.check_folder(config.folder, sweep.shared_identity(config, prompts, crew.weights_hash))
         return SweepSummary(tuple(_generate(run, prompts, crew, ()) for run in runs))
 
 

@@ -49,8 +49,9 @@ def opener(online: str, out: Path) -> Callable[[torch.device], OnlineGenerator]:
     config = configs.parse(GenerateConfig, argv, f"stablerep-train --online {path}")
     if not isinstance(config.guidance_scale, float):
         raise UserError(f"--online {path} takes one guidance_scale, got {config.guidance_scale}")
-    if config.dry_run:
-        raise UserError(f"--online {path} sets dry_run; leave it out to train")
+    for name in ("dry_run", "ray", "gpus"):
+        if getattr(config, name):
+            raise UserError(f"--online {path} sets {name}; leave it out to train")
     return lambda device: open_online(config, device)
 
 

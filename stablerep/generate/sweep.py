@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from stablerep.config import UserError, refuse_other_run
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.origin import identity_of
+from stablerep.prompts import Prompt
 from stablerep.storage import Folder
 
 PREFIX = "guidance_"
@@ -25,6 +28,18 @@ def runs_of(config: GenerateConfig) -> list[GenerateConfig]:
 
 def folder_name(guidance_scale: float) -> str:
     return PREFIX + repr(guidance_scale).removesuffix(".0")
+
+
+def runs_in(out: Folder) -> list[Folder]:
+    """The folders of the runs of a sweep; the folder itself where it holds none."""
+    runs: list[Folder] = sorted((about.parent for about in out.glob(f"{PREFIX}*/dataset.json")), key=str)
+    return runs if runs and not (out / "dataset.json").exists() else [out]
+
+
+def shared_identity(config: GenerateConfig, prompts: Sequence[Prompt], weights_hash: str) -> dict[str, Any]:
+    """What all runs of a sweep share; what chooses itself has its name in each dataset.json."""
+    own = ("guidance_scale", "engine", "jpeg_encoder")
+    return {name: value for name, value in identity_of(config, prompts, weights_hash).items() if name not in own}
 
 
 def check_folder(out: Folder, identity: dict[str, Any]) -> None:
