@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 #include <utility>
 
 #include "network_step.h"
@@ -17,13 +18,12 @@ namespace {
 
 constexpr int64_t kTaskFloats = 1 << 19;  // 2 MiB: what the largest map of all pictures of a task may take
 
-using RunStep = void (*)(const NetworkStep&, const StepRows&);
-
-RunStep widest() {
+auto* steps_for(int lanes) {
 #ifdef STABLEREP_NETWORK_X86
-    if (__builtin_cpu_supports("x86-64-v4")) return lanes16::run_step;
-    if (__builtin_cpu_supports("x86-64-v3")) return lanes8::run_step;
+    if ((lanes == 0 || lanes == 16) && __builtin_cpu_supports("x86-64-v4")) return lanes16::run_step;
+    if ((lanes == 0 || lanes == 8) && __builtin_cpu_supports("x86-64-v3")) return lanes8::run_step;
 #endif
+    if (lanes != 0 && lanes != 4) throw std::invalid_argument("this processor has no vectors of so many floats");
     return lanes4::run_step;
 }
 
@@ -49,8 +49,8 @@ int64_t floats_between(const NetworkStep& step) {
 
 void Network::Free::operator()(float* memory) const { std::free(memory); }
 
-Network::Network(std::vector<NetworkSlot> slots, std::vector<NetworkStep> steps)
-    : slots_(std::move(slots)), steps_(std::move(steps)) {
+Network::Network(std::vector<NetworkSlot> slots, std::vector<NetworkStep> steps, int lanes)
+    : run_step_(steps_for(lanes)), slots_(std::move(slots)), steps_(std::move(steps)) {
     int64_t largest = 1;
     for (const NetworkSlot& slot : slots_) {
         starts_.push_back(row_floats_);
@@ -63,6 +63,7 @@ Network::Network(std::vector<NetworkSlot> slots, std::vector<NetworkStep> steps)
 
 void Network::run(const NetworkCall& call, int threads) {
     const std::lock_guard<std::mutex> alone(running_);
+    if (call.pictures == 0) return;
     const int64_t most = most_rows_ / call.halves;
     int64_t tasks = (call.pictures + most - 1) / most;
     threads = int(std::min<int64_t>(threads, call.pictures));
@@ -86,7 +87,6 @@ void Network::run(const NetworkCall& call, int threads) {
 }
 
 void Network::run_task(const NetworkCall& call, int64_t first, int64_t pictures, float* memory) const {
-    static const RunStep run_step = widest();
     float* const scratch = memory + most_rows_ * row_floats_;
     // Of a slot that both halves share there is one half.
     const auto at = [&](const NetworkView& view, int half) -> float* {
@@ -126,7 +126,7 @@ void Network::run_task(const NetworkCall& call, int64_t first, int64_t pictures,
             rows.residual_stride = step.residual.slot < 0 ? 0 : slots_[step.residual.slot].channels;
             rows.rows = step.shared || turns > 1 ? pictures : call.halves * pictures;
             rows.pixels = slots_[step.in.slot].pixels;
-            run_step(step, rows);
+            run_step_(step, rows);
         }
     }
     for (int half = 0; half < call.halves; ++half) {

@@ -61,10 +61,12 @@ struct NetworkCall {
 
 class Network {
 public:
-    Network(std::vector<NetworkSlot> slots, std::vector<NetworkStep> steps);
+    // lanes: floats of a vector, 4, 8 or 16; 0: as many as the processor has. Throws std::invalid_argument for others.
+    Network(std::vector<NetworkSlot> slots, std::vector<NetworkStep> steps, int lanes);
     void run(const NetworkCall& call, int threads);
 
 private:
+    using RunStep = void (*)(const NetworkStep&, const struct StepRows&);
     struct Free {
         void operator()(float* memory) const;
     };
@@ -72,6 +74,7 @@ private:
 
     void run_task(const NetworkCall& call, int64_t first, int64_t pictures, float* memory) const;
 
+    RunStep run_step_;
     std::vector<NetworkSlot> slots_;
     std::vector<NetworkStep> steps_;
     std::vector<int64_t> starts_;  // of each slot, in floats for one row

@@ -9,7 +9,7 @@ void softmax(float* scores, int64_t queries, int64_t keys, int64_t stride, float
         for (int64_t k = keys; k < stride; ++k) row[k] = -__builtin_inff();
         Vector sum{};
         for (int64_t k = 0; k < stride; k += kLanes) {
-            const Vector weight = exponential((load(row + k) - most) * scale);  // 1e-38 where there is no key
+            const Vector weight = exponential((load(row + k) - most) * scale);  // 1e-35 where there is no key
             store(row + k, weight);
             sum += weight;
         }

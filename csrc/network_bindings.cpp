@@ -82,7 +82,7 @@ void bind_network(py::module_& m) {
         .def_readwrite("heads", &NetworkStep::heads)
         .def_readwrite("keys", &NetworkStep::keys);
     py::class_<Network>(m, "Network")
-        .def(py::init<std::vector<NetworkSlot>, std::vector<NetworkStep>>(), "slots"_a, "steps"_a)
+        .def(py::init<std::vector<NetworkSlot>, std::vector<NetworkStep>, int>(), "slots"_a, "steps"_a, "lanes"_a)
         .def("run", &run, "input"_a, "output"_a, "time_bias"_a, "keys"_a, "values"_a, "text_rows"_a, "pictures"_a,
              "in_channels"_a, "out_channels"_a, "halves"_a, "threads"_a);
 }

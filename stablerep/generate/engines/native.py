@@ -8,6 +8,7 @@ over and over, are prepared once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from torch import Tensor
 from stablerep import native
 from stablerep.config import UserError
 from stablerep.generate.engines import weights
-from stablerep.generate.engines.network import Network, Text, Unfit, decoder_network, unet_network
+from stablerep.generate.engines.architectures import decoder_network, unet_network
+from stablerep.generate.engines.network import Network, Text, Unfit
 from stablerep.generate.engines.parts import Part
 from stablerep.generate.engines.verify import Run
 
@@ -52,12 +54,14 @@ def open_part(part: Part) -> Run:
 
 class _Unet:
     def __init__(self, part: Part) -> None:
-        self._module = part.module.unet
-        _, height, width = part.row_shapes["latents"]
+        unet: Any = part.module.unet
+        channels, height, width = part.row_shapes["latents"]
         if added := [name for name in part.row_shapes if name not in ("latents", "timestep", "text")]:
             raise Unfit(f"the input {added[0]}")
-        self._network = unet_network(self._module, height, width, part.row_shapes["text"][0])
-        self._opened = _Opened(self._network, (height, width), self._module.config.out_channels)
+        tokens, _ = part.row_shapes["text"]
+        self._module, self._network = unet, unet_network(unet, height, width, tokens)
+        size = (height, width)
+        self._opened = _Opened(self._network, (channels, *size), (unet.config.out_channels, *size))
         blocks = self._network.time
         self._time_weight = torch.cat([block.time_emb_proj.weight for block in blocks])
         self._time_bias = torch.cat([block.time_emb_proj.bias + block.conv1.bias for block in blocks])
@@ -82,10 +86,13 @@ class _Unet:
 class _Decoder:
     def __init__(self, part: Part) -> None:
         _, height, width = part.row_shapes["latents"]
-        network = decoder_network(part.module, height, width)
-        factor = 2 ** (len(part.module.decoder.up_blocks) - 1)
-        channels = part.module.decoder.conv_out.out_channels
-        self._opened = _Opened(network, (factor * height, factor * width), channels)
+        for name in ("latents_mean", "latents_std", "shift_factor"):
+            if part.config.get(name):
+                raise Unfit(f"{name} {part.config[name]}")
+        module: Any = part.module
+        factor = 2 ** (len(module.decoder.up_blocks) - 1)
+        size, channels = (factor * height, factor * width), module.decoder.conv_out.out_channels
+        self._opened = _Opened(decoder_network(module, height, width), part.row_shapes["latents"], (channels, *size))
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         return self._opened(inputs["latents"])
@@ -93,7 +100,7 @@ class _Decoder:
 
 @dataclass(frozen=True)
 class _Told:
-    """A batch's texts, as the cross-attentions want them; consecutive rows of the same text share an entry."""
+    """A batch's texts, as the cross-attentions want them; rows of the same text share an entry."""
 
     text: Tensor  # [B, T, D]
     keys: list[Tensor]  # a layer: [U, heads, width, T rounded up]
@@ -102,9 +109,9 @@ class _Told:
 
 
 def _tell(layers: list[Text], text: Tensor) -> _Told:
-    first = torch.ones(len(text), dtype=torch.bool)
-    first[1:] = (text[1:] != text[:-1]).flatten(1).any(1)
-    different = text[first]
+    entries: dict[bytes, int] = {}
+    rows = [entries.setdefault(row.numpy().tobytes(), len(entries)) for row in text]
+    different = text[[rows.index(entry) for entry in range(len(entries))]]
     keys, values = [], []
     for layer in layers:
         heads, width = layer.attention.heads, layer.head_width
@@ -112,25 +119,28 @@ def _tell(layers: list[Text], text: Tensor) -> _Told:
         key = weights.by_head(key, heads, width).unflatten(0, (len(different), -1)).transpose(1, 2)
         keys.append(weights.padded(key).contiguous())
         values.append(weights.by_head(value, heads, width).contiguous())
-    return _Told(text, keys, values, first.cumsum(0) - 1)
+    return _Told(text.clone(), keys, values, torch.tensor(rows))
 
 
 class _Opened:
-    """A network that is open, and the size of what it gives."""
+    """A network at work on batches of any size."""
 
-    def __init__(self, network: Network, size: tuple[int, ...], channels: int) -> None:
-        self.network, self._size, self._channels = network, size, channels
+    def __init__(self, network: Network, latent_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+        self._latent_shape, self._output_shape = latent_shape, output_shape
+        self._network = network  # its weights are pointed at
         self._opened = network.open()
 
     def __call__(self, latents: Tensor, time: Tensor | None = None, told: _Told | None = None) -> Tensor:
         rows = len(latents)
+        if latents.shape[1:] != self._latent_shape or (told is not None and len(told.rows) != rows):
+            raise ValueError(f"made for latents {list(self._latent_shape)} and a text each, got {list(latents.shape)}")
         half = rows // 2
-        # Guidance gives the UNet every picture twice: up to the first look at the text both are the same.
         twice = told is not None and rows == 2 * half > 0 and torch.equal(latents[:half], latents[half:])
         pictures = half if twice else rows
         # [B, H, W, C] is what channels_last tensors are in memory.
-        latents = latents[:pictures].float().permute(0, 2, 3, 1).contiguous()
-        output = torch.empty((rows, *self._size, self._channels))
+        latents = latents[:pictures].permute(0, 2, 3, 1).contiguous()
+        channels, height, width = self._output_shape
+        output = torch.empty((rows, height, width, channels))
         self._opened.run(
             input=latents.data_ptr(),
             output=output.data_ptr(),
@@ -140,8 +150,8 @@ class _Opened:
             text_rows=0 if told is None else told.rows.data_ptr(),
             pictures=pictures,
             in_channels=latents.shape[-1],
-            out_channels=self._channels,
-            halves=rows // max(1, pictures),
+            out_channels=channels,
+            halves=2 if twice else 1,
             threads=torch.get_num_threads(),
         )
         return output.permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""A diffusers UNet or VAE decoder as the steps of csrc/network.h: a walk along their modules, as their forward goes."""
+"""What diffusers' modules do, as the steps of csrc/network.h."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ class Network:
     shared: bool = True  # until a text is looked at, both halves of a guided batch are the same
     unused: list[Map] = field(default_factory=list)
 
-    def open(self) -> Any:
+    def open(self, lanes: int = 0) -> Any:
+        """The compiled network, in vectors of so many floats; 0: as many as the processor has."""
         module = native.module()
-        return module.Network([module.NetworkSlot(*slot) for slot in self.slots], self.steps)
+        return module.Network([module.NetworkSlot(*slot) for slot in self.slots], self.steps, lanes)
 
     def map(self, channels: int, height: int, width: int) -> Map:
         """Room for a result; what was freed is taken first, so that it is still in the cache."""
@@ -97,7 +98,7 @@ class Network:
 
     # From here on: what a module does.
 
-    def linear(self, layers: list[nn.Module], x: Map, residual: Map | None = None, out: Map | None = None) -> Map:
+    def linear(self, layers: list[Any], x: Map, residual: Map | None = None, out: Map | None = None) -> Map:
         """Linear layers or 1 x 1 convolutions of the same input, side by side."""
         matrices = [weights.matrix(layer) for layer in layers]
         return self.product(torch.cat(matrices, 1), weights.bias(layers), x, residual, out)
@@ -121,7 +122,7 @@ class Network:
         **fields: Any,
     ) -> Map:
         """A 3 x 3 convolution with what surrounds it: group norm and SiLU before, an addition after."""
-        _check(
+        check(
             conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
             and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros",
             f"a convolution of another kind: {conv}",
@@ -135,8 +136,8 @@ class Network:
         fields |= {"height": factor * x.height, "width": factor * x.width, "upsample": upsample}
         return self.step("conv3x3", x, out, residual=residual, weights=weights.winograd(conv), **fields)
 
-    def resnet(self, block: nn.Module, x: Map) -> Map:
-        _check(
+    def resnet(self, block: Any, x: Map) -> Map:
+        check(
             type(block) is ResnetBlock2D and block.upsample is None and block.downsample is None
             and (block.time_emb_proj is None or block.time_embedding_norm == "default") and not block.skip_time_act
             and block.output_scale_factor == 1 and isinstance(block.nonlinearity, nn.SiLU)
@@ -150,15 +151,15 @@ class Network:
         hidden = self.conv(block.conv1, x, block.norm1, **fields)
         residual, out = x, None
         if block.conv_shortcut is not None:
-            _check(block.conv_shortcut.kernel_size == (1, 1), "a shortcut that is no 1 x 1 convolution")
+            check(block.conv_shortcut.kernel_size == (1, 1), "a shortcut that is no 1 x 1 convolution")
             residual = out = self.linear([block.conv_shortcut], x)
         out = self.conv(block.conv2, hidden, block.norm2, residual=residual, out=out)
         self.free(hidden)
         return out
 
-    def downsample(self, layer: nn.Module, x: Map) -> Map:
-        conv = getattr(layer, "conv", None)
-        _check(
+    def downsample(self, layer: Any, x: Map) -> Map:
+        conv: Any = getattr(layer, "conv", None)
+        check(
             type(layer) is Downsample2D and isinstance(conv, nn.Conv2d) and layer.norm is None
             and conv.kernel_size == (3, 3) and conv.stride == (2, 2) and conv.padding == (1, 1),
             "a downsampling of another kind",
@@ -167,8 +168,8 @@ class Network:
         matrix = conv.weight.float().permute(2, 3, 1, 0).flatten(0, 2)
         return self.step("conv3x3_stride2", x, out, weights=weights.panels(matrix), bias=conv.bias)
 
-    def upsample(self, layer: nn.Module, x: Map) -> Map:
-        _check(
+    def upsample(self, layer: Any, x: Map) -> Map:
+        check(
             type(layer) is Upsample2D and layer.use_conv and layer.interpolate and layer.norm is None,
             "an upsampling of another kind",
         )
@@ -177,15 +178,15 @@ class Network:
     def group_norm(self, norm: nn.GroupNorm, x: Map) -> Map:
         return self.step("group_norm", x, self.map(x.channels, x.height, x.width), **_norm(norm))
 
-    def layer_norm(self, norm: nn.Module, x: Map) -> Map:
-        _check(type(norm) is nn.LayerNorm and norm.elementwise_affine, "a norm of tokens of another kind")
+    def layer_norm(self, norm: Any, x: Map) -> Map:
+        check(type(norm) is nn.LayerNorm and norm.elementwise_affine, "a norm of tokens of another kind")
         out = self.map(x.channels, x.height, x.width)
         bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
         return self.step("layer_norm", x, out, norm_weight=norm.weight, norm_bias=bias, eps=norm.eps)
 
-    def attention(self, layer: nn.Module, x: Map, residual: Map, *, to_text: bool = False) -> Map:
+    def attention(self, layer: Any, x: Map, residual: Map, *, to_text: bool = False) -> Map:
         """Attention among the tokens of x or to the text; residual is taken over where that is possible."""
-        _check(
+        check(
             type(layer) is Attention and type(layer.processor) is AttnProcessor2_0 and layer.rescale_output_factor == 1
             and layer.norm_q is None and layer.norm_k is None and not layer.norm_cross and layer.spatial_norm is None
             and layer.added_kv_proj_dim is None and layer.inner_kv_dim == layer.inner_dim,
@@ -217,8 +218,8 @@ class Network:
         self.free(attended)
         return out
 
-    def transformer(self, model: nn.Module, x: Map) -> Map:
-        _check(
+    def transformer(self, model: Any, x: Map) -> Map:
+        check(
             type(model) is Transformer2DModel and model.is_input_continuous and model.inner_dim % LANES == 0,
             f"a transformer of another kind: {type(model).__name__}",
         )
@@ -231,8 +232,8 @@ class Network:
         self.free(hidden)
         return out
 
-    def transformer_block(self, block: nn.Module, hidden: Map) -> Map:
-        _check(
+    def transformer_block(self, block: Any, hidden: Map) -> Map:
+        check(
             type(block) is BasicTransformerBlock and block.norm_type == "layer_norm" and block.pos_embed is None
             and not block.only_cross_attention and block.attn2 is not None and block.attn2.is_cross_attention
             and not hasattr(block, "fuser") and type(block.ff.net[0]) is GEGLU,
@@ -257,125 +258,17 @@ class Network:
         out = self.map(sum(each.channels for each in maps), maps[0].height, maps[0].width)
         offset = 0
         for each in maps:
-            _check((each.height, each.width) == (out.height, out.width), "a size that halving does not divide")
+            check((each.height, each.width) == (out.height, out.width), "a size that halving does not divide")
             self.step("copy", each, replace(out, offset=offset, channels=each.channels))
             offset += each.channels
         return out
 
 
-def _norm(norm: nn.Module) -> dict[str, Any]:
-    _check(type(norm) is nn.GroupNorm and norm.affine, f"a norm of another kind: {type(norm).__name__}")
+def _norm(norm: Any) -> dict[str, Any]:
+    check(type(norm) is nn.GroupNorm and norm.affine, f"a norm of another kind: {type(norm).__name__}")
     return {"norm_weight": norm.weight, "norm_bias": norm.bias, "groups": norm.num_groups, "eps": norm.eps}
 
 
-def _check(fits: bool, reason: str) -> None:
+def check(fits: bool, reason: str) -> None:
     if not fits:
         raise Unfit(reason)
-
-
-def unet_network(unet: nn.Module, height: int, width: int, tokens: int) -> Network:
-    """The UNet from conv_in to conv_out; slot 0 is its input, slot 1 its output.
-
-    Raises:
-        Unfit: a part that these steps have no word for.
-    """
-    config = unet.config
-    for name in (
-        "class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "time_embedding_act_fn", "center_input_sample",
-        "time_cond_proj_dim",
-    ):  # fmt: skip
-        _check(not config.get(name), f"{name} {config.get(name)}")
-    _check(unet.conv_norm_out is not None and unet.mid_block is not None, "no norm at the end, or no middle")
-    net = _begin(unet.conv_in, unet.conv_out, height, width, 1)
-    net.tokens = tokens
-    x = net.conv(unet.conv_in, Map(0, weights.rounded(config.in_channels), height, width, True))
-    skips = [x]
-
-    def follow(after: Map) -> None:
-        nonlocal x
-        if x not in skips:
-            net.free(x)
-        x = after
-
-    for block in unet.down_blocks:
-        attentions = getattr(block, "attentions", [None] * len(block.resnets))
-        for resnet, attention in zip(block.resnets, attentions, strict=True):
-            follow(net.resnet(resnet, x))
-            if attention is not None:
-                follow(net.transformer(attention, x))
-            skips.append(x)
-        for layer in block.downsamplers or []:
-            follow(net.downsample(layer, x))
-            skips.append(x)
-    middle = unet.mid_block
-    follow(net.resnet(middle.resnets[0], x))
-    for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
-        if attention is not None:
-            follow(net.transformer(attention, x))
-        follow(net.resnet(resnet, x))
-    for block in unet.up_blocks:
-        attentions = getattr(block, "attentions", [None] * len(block.resnets))
-        for resnet, attention in zip(block.resnets, attentions, strict=True):
-            skip = skips.pop()
-            follow(net.concat(x, skip))
-            net.free(skip)
-            follow(net.resnet(resnet, x))
-            if attention is not None:
-                follow(net.transformer(attention, x))
-        for layer in block.upsamplers or []:
-            follow(net.upsample(layer, x))
-    _end(net, unet.conv_norm_out, unet.conv_out, x)
-    return net
-
-
-def decoder_network(module: nn.Module, height: int, width: int) -> Network:
-    """A VAE's decoder (the module of engines.parts), from latents as the sampler leaves them; slots as above.
-
-    Raises:
-        Unfit: a part that these steps have no word for.
-    """
-    decoder, quant = module.decoder, module.post_quant_conv
-    net = _begin(
-        decoder.conv_in if quant is None else quant, decoder.conv_out, height, width, 2 ** (len(decoder.up_blocks) - 1)
-    )
-    net.shared = False
-    latents = Map(0, net.slots[0][1], height, width, False)
-    matrix, bias = torch.eye(latents.channels), None
-    if quant is not None:
-        matrix, bias = weights.matrix(quant), weights.bias([quant])
-    x = net.product(matrix / module.scaling_factor, bias, latents)
-
-    def follow(after: Map) -> None:
-        nonlocal x
-        net.free(x)
-        x = after
-
-    follow(net.conv(decoder.conv_in, x))
-    middle = decoder.mid_block
-    follow(net.resnet(middle.resnets[0], x))
-    for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
-        if attention is not None:
-            normal = net.group_norm(attention.group_norm, x)
-            _check(attention.residual_connection, "attention without a residual connection")
-            x = net.attention(attention, normal, x)
-            net.free(normal)
-        follow(net.resnet(resnet, x))
-    for block in decoder.up_blocks:
-        for resnet in block.resnets:
-            follow(net.resnet(resnet, x))
-        for layer in block.upsamplers or []:
-            follow(net.upsample(layer, x))
-    _end(net, decoder.conv_norm_out, decoder.conv_out, x)
-    return net
-
-
-def _begin(conv_in: nn.Conv2d, conv_out: nn.Conv2d, height: int, width: int, factor: int) -> Network:
-    net = Network()
-    net.slots.append((height * width, weights.rounded(conv_in.in_channels), True))  # a decoder has but one half
-    net.slots.append((height * width * factor**2, weights.rounded(conv_out.out_channels), False))
-    return net
-
-
-def _end(net: Network, norm: nn.Module, conv: nn.Conv2d, x: Map) -> None:
-    assert x.height * x.width == net.slots[1][0]
-    net.conv(conv, x, norm, out=Map(1, net.slots[1][1], x.height, x.width, False))

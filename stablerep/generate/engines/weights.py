@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 LANES = 16  # channels come in so many
 PANEL = 48  # kPanel in csrc/network_step.h
@@ -34,13 +35,13 @@ def padded(values: Tensor) -> Tensor:
     return F.pad(values.float(), (0, rounded(values.shape[-1]) - values.shape[-1]))
 
 
-def matrix(layer: nn.Module) -> Tensor:
+def matrix(layer: Any) -> Tensor:
     """The weights [in, out] of a linear layer or a 1 x 1 convolution, both rounded up."""
     weight = layer.weight.flatten(1)
     return padded(padded(weight).t())
 
 
-def bias(layers: Sequence[nn.Module]) -> Tensor | None:
+def bias(layers: Sequence[Any]) -> Tensor | None:
     """The biases of layers side by side, each rounded up; None if none has any."""
     if all(layer.bias is None for layer in layers):
         return None
@@ -59,7 +60,7 @@ def panels(values: Tensor) -> Tensor:  # [K, N]
     return torch.cat([panel.reshape(-1) for panel in values.float().split(PANEL, 1)])
 
 
-def winograd(conv: nn.Conv2d) -> Tensor:
+def winograd(conv: Any) -> Tensor:
     """The transformed weights of a 3 x 3 convolution, flat: [36] of panels [in, out]. Rounded once, from float64."""
     turned = torch.einsum("yi,xj,ocij->yxco", WINOGRAD, WINOGRAD, conv.weight.double()).flatten(0, 1)
     return torch.cat([panels(padded(padded(each.t()).t())) for each in turned])
