@@ -125,7 +125,7 @@ def test_auto_takes_what_was_measured_ahead_and_says_so(
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("engine auto on cpu: " + ("onnx, measured ahead" if faster else "torch; "))
     assert faster or "; onnx was measured behind (11 ms" in line
-    assert "--engine native cannot run: the unet has 3 M weights, and it is made for at most 1 M" in line
+    assert "--engine native cannot run: the unet has 5 M weights, and it is made for at most 1 M" in line
 
 
 def test_auto_without_the_extra_is_torch_and_says_so(pipeline: Pipeline, tmp_path: Path, monkeypatch, caplog) -> None:
