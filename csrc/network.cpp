@@ -70,8 +70,9 @@ void Network::run(const NetworkCall& call, int threads) {
     tasks = std::min(call.pictures, (tasks + threads - 1) / threads * threads);  // all threads are done together
     const size_t bytes = size_t(most_rows_ * row_floats_ + scratch_floats_ + 63) / 16 * 64;
     while (memory_.size() < size_t(threads)) {
-        memory_.emplace_back(static_cast<float*>(std::aligned_alloc(64, bytes)));
-        if (!memory_.back()) throw std::bad_alloc();
+        Memory memory(static_cast<float*>(std::aligned_alloc(64, bytes)));
+        if (!memory) throw std::bad_alloc();
+        memory_.push_back(std::move(memory));
     }
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)

@@ -5,9 +5,9 @@
 
 namespace stablerep {
 
-constexpr int64_t kPanel = 48;    // columns of a panel of weights
-constexpr int64_t kTiles = 32;    // Winograd tiles at once: their transforms stay in the second-level cache
-constexpr int64_t kTokens = 64;   // rows at once where a step holds what lies between two products
+constexpr int64_t kPanel = 48;   // columns of a panel of weights
+constexpr int64_t kTiles = 32;   // Winograd tiles at once: their transforms stay in the second-level cache
+constexpr int64_t kTokens = 64;  // rows at once where a step holds what lies between two products
 constexpr int64_t kQueries = 32;
 
 struct StepRows {

@@ -21,7 +21,7 @@ from stablerep.generate.engines.verify import Run, verify
 from stablerep.generate.pipeline import Pipeline
 
 BACKENDS: dict[str, Any] = {"onnx": onnx, "trt": tensorrt}  # the modules are alike: why_not, recipe, build, Runner
-NATIVE_ROWS = 16
+NATIVE_ROWS = 16  # that it is verified and timed on
 
 log = logging.getLogger("stablerep.generate")
 
