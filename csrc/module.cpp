@@ -22,6 +22,8 @@
 namespace py = pybind11;
 using namespace py::literals;
 
+void bind_network(py::module_& m);  // network_bindings.cpp
+
 namespace {
 
 template <typename T>
@@ -188,6 +190,7 @@ PYBIND11_MODULE(_native, m) {
         .def(py::init(&to_pixels_call), "images"_a, "out"_a, "slots"_a, "pictures"_a, "pool"_a, "size"_a,
              "resized_and_corner"_a, "out_size"_a, "channels_last"_a, "dtype"_a);
     m.def("to_pixels", &to_pixels, "call"_a, "threads"_a);
+    bind_network(m);
 #ifdef STABLEREP_CUDA
     m.def("philox_normal_cuda", &philox_normal_cuda, "seed"_a, "prompt_ids"_a, "indices"_a, "images"_a, "elements"_a,
           "out"_a, "device"_a, "stream"_a);

@@ -25,7 +25,7 @@ from stablerep.generate.schedule import make_schedule
 
 def engines(pipeline: Pipeline, store: Store, batch: int) -> dict[str, Engine]:
     found: dict[str, Engine] = {"torch": TorchEngine(pipeline)}
-    for name in ("onnx", "trt"):
+    for name in ("native", "onnx", "trt"):
         try:
             found[name] = open_engine(name, pipeline, store, batch)
         except UserError as error:

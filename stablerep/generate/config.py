@@ -9,7 +9,7 @@ from typing import Any
 from stablerep.config import UserError, check_choice
 from stablerep.storage import Folder, place
 
-ENGINES = ("torch", "onnx", "trt", "auto")
+ENGINES = ("torch", "native", "onnx", "trt", "auto")
 FUSED_SCHEDULERS = ("ddim", "dpmsolver++", "euler")  # one kernel a step; the others are diffusers' own
 SCHEDULERS = (
     *FUSED_SCHEDULERS, "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpmsolver_singlestep", "euler_ancestral", "heun",
@@ -48,7 +48,8 @@ class GenerateConfig:
     """PATH:WEIGHT of LoRA weights to add to the model: a safetensors file, or a folder as diffusers writes it."""
 
     engine: str = "torch"
-    """What runs the UNet and the VAE decoder: torch, onnx, trt, or auto for the fastest that runs here."""
+    """What runs the UNet and the VAE decoder: torch, native (small models on the CPU), onnx, trt, or auto for the
+    fastest that runs here."""
 
     engine_dir: Path | None = None
     """Folder of built engines; ~/.cache/stablerep/engines if not given."""

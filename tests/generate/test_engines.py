@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import stablerep
 from stablerep.config import UserError
-from stablerep.generate.engines import Engine, export, onnx, opening, tensorrt
+from stablerep.generate.engines import Engine, export, native, onnx, opening, tensorrt
 from stablerep.generate.engines.opening import open_engine, open_part
 from stablerep.generate.engines.parts import Part, parts_of
 from stablerep.generate.engines.store import RECORD, Store
@@ -112,19 +112,25 @@ def test_a_second_opening_builds_and_verifies_nothing(embedded, pipeline: Pipeli
 
 @needs_onnx
 @pytest.mark.parametrize("faster", [True, False])
-def test_auto_takes_what_was_measured_ahead_and_says_so(embedded, pipeline: Pipeline, faster, caplog) -> None:
+def test_auto_takes_what_was_measured_ahead_and_says_so(
+    embedded, pipeline: Pipeline, faster, caplog, monkeypatch
+) -> None:
     store, _ = embedded
+    monkeypatch.setattr(native, "MOST_WEIGHTS", 1_000_000)
     for entry in store.entries():
         for place, found in entry.verified.items():
             entry.with_verified(place, found | {"torch_ms": 10.0, "engine_ms": 9.0 if faster else 11.0})
     with caplog.at_level(logging.INFO, "stablerep.generate"):
         assert open_engine("auto", pipeline, store, batch_size=4).name == ("onnx" if faster else "torch")
     [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith("engine auto on cpu: " + ("onnx, measured ahead" if faster else "torch; onnx was measured"))
+    assert line.startswith("engine auto on cpu: " + ("onnx, measured ahead" if faster else "torch; "))
+    assert faster or "; onnx was measured behind (11 ms" in line
+    assert "--engine native cannot run: the unet has 5 M weights, and it is made for at most 1 M" in line
 
 
 def test_auto_without_the_extra_is_torch_and_says_so(pipeline: Pipeline, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(native, "MOST_WEIGHTS", 0)
     with caplog.at_level(logging.INFO, "stablerep.generate"):
         assert open_engine("auto", pipeline, Store(tmp_path), batch_size=4).name == "torch"
     assert "pip install 'stablerep[onnx]'" in caplog.text

@@ -14,7 +14,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """torch, onnx or trt."""
+        """torch, native, onnx or trt."""
 
     def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
         """Predict from latents [B, C, h, w], timestep [] float32 and B rows of conditioning; same shape as latents."""

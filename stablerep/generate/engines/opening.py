@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stablerep.config import UserError
 from stablerep.generate.conditioning import Conditioning
-from stablerep.generate.engines import Engine, onnx, tensorrt
+from stablerep.generate.engines import Engine, native, onnx, tensorrt
 from stablerep.generate.engines.memory import out_of_memory_is_torch_s
 from stablerep.generate.engines.parts import Part, parts_of
 from stablerep.generate.engines.store import Entry, Store
@@ -21,6 +21,7 @@ from stablerep.generate.engines.verify import Run, verify
 from stablerep.generate.pipeline import Pipeline
 
 BACKENDS: dict[str, Any] = {"onnx": onnx, "trt": tensorrt}  # the modules are alike: why_not, recipe, build, Runner
+NATIVE_ROWS = 16  # that it is verified and timed on
 
 log = logging.getLogger("stablerep.generate")
 
@@ -51,7 +52,7 @@ class CompiledEngine:
 def open_engine(
     name: str, pipeline: Pipeline, store: Store, batch_size: int, *, guided: bool = True, compiled: bool = False
 ) -> Engine:
-    """The engine called `torch`, `onnx`, `trt` or `auto` for batches of up to batch_size pictures.
+    """The engine called `torch`, `native`, `onnx`, `trt` or `auto` for batches of up to batch_size pictures.
 
     Builds what the store lacks and verifies what was not verified on this device. `auto` says what it took and why.
     compiled: run torch through torch.compile.
@@ -65,6 +66,8 @@ def open_engine(
     rows = rows_of(batch_size, guided)
     if name == "auto":
         return _auto(pipeline, parts, store, rows)
+    if name == "native":
+        return _native(parts, rows)[0]
     return _engine(name, parts, {part: open_part(name, parts[part], store, rows[part]) for part in parts})
 
 
@@ -166,26 +169,48 @@ def device_name(device: torch.device) -> str:
 
 
 def _auto(pipeline: Pipeline, parts: dict[str, Part], store: Store, rows: dict[str, int]) -> Engine:
-    """TensorRT on CUDA, ONNX Runtime on the CPU, torch where those are missing, fail, or are slower."""
+    """The first that runs and was measured ahead of torch: TensorRT on CUDA, our own or ONNX Runtime on the CPU."""
     device = parts["unet"].device
-    kind = "trt" if device.type == "cuda" else "onnx"
-    backend = BACKENDS[kind]
-    reason = backend.why_not(device, parts["unet"].dtype)
-    if reason is None:
+    passed_over = []
+    for kind in ("trt",) if device.type == "cuda" else ("native", "onnx"):
         try:
-            opened = {name: open_part(kind, part, store, rows[name]) for name, part in parts.items()}
+            engine, found = _measured(kind, parts, store, rows)
         except UserError as error:
-            reason = str(error)
-        else:
-            found = opened["unet"][1].verified.get(where(backend, device), {})
-            ours, torchs = found.get("engine_ms", 0.0), found.get("torch_ms", 0.0)
-            times = f"{ours:g} ms for a UNet step of {found.get('rows')} rows, torch {torchs:g} ms"
-            if ours <= torchs:
-                log.info("engine auto on %s: %s, measured ahead (%s)", device_name(device), kind, times)
-                return _engine(kind, parts, opened)
-            reason = f"{kind} was measured behind ({times})"
-    log.info("engine auto on %s: torch; %s", device_name(device), reason)
+            passed_over.append(str(error))
+            continue
+        ours, torchs = found.get("engine_ms", 0.0), found.get("torch_ms", 0.0)
+        times = f"{ours:g} ms for a UNet step of {found.get('rows')} rows, torch {torchs:g} ms"
+        if ours <= torchs:
+            said = "".join(f"; {reason}" for reason in passed_over)
+            log.info("engine auto on %s: %s, measured ahead (%s)%s", device_name(device), kind, times, said)
+            return engine
+        passed_over.append(f"{kind} was measured behind ({times})")
+    log.info("engine auto on %s: torch; %s", device_name(device), "; ".join(passed_over))
     return TorchEngine(pipeline)
+
+
+def _measured(
+    kind: str, parts: dict[str, Part], store: Store, rows: dict[str, int]
+) -> tuple[CompiledEngine, dict[str, Any]]:
+    """An engine, and what verifying its UNet found."""
+    if kind == "native":
+        return _native(parts, rows)
+    backend, unet = BACKENDS[kind], parts["unet"]
+    if reason := backend.why_not(unet.device, unet.dtype):
+        raise UserError(reason)
+    opened = {name: open_part(kind, part, store, rows[name]) for name, part in parts.items()}
+    return _engine(kind, parts, opened), opened["unet"][1].verified.get(where(backend, unet.device), {})
+
+
+def _native(parts: dict[str, Part], rows: dict[str, int]) -> tuple[CompiledEngine, dict[str, Any]]:
+    """There is nothing to build and to keep, so it is verified each time, on few rows."""
+    runs, found = {}, {}
+    for name, part in parts.items():
+        runs[name] = native.open_part(part)
+        found[name] = verify(part, runs[name], min(rows[name], NATIVE_ROWS))
+        if not found[name]["ok"]:
+            raise UserError(f"--engine native: its {name} cannot be used: {found[name]['reason']}")
+    return CompiledEngine("native", runs["unet"], runs["vae_decoder"], torch.float32), found["unet"]
 
 
 def _engine(kind: str, parts: dict[str, Part], opened: dict[str, tuple[Run, Entry]]) -> CompiledEngine:
