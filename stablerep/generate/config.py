@@ -47,9 +47,9 @@ class GenerateConfig:
     lora: tuple[str, ...] = ()
     """PATH:WEIGHT of LoRA weights to add to the model: a safetensors file, or a folder as diffusers writes it."""
 
-    engine: str = "torch"
-    """What runs the UNet and the VAE decoder: torch, native (small models on the CPU), onnx, trt, or auto for the
-    fastest that runs here."""
+    engine: str = "auto"
+    """What runs the UNet and the VAE decoder: torch, native (small models on the CPU), onnx, trt, or auto: what --out
+    was begun with, else the fastest of those that are installed."""
 
     engine_dir: Path | None = None
     """Folder of built engines; ~/.cache/stablerep/engines if not given."""
@@ -145,7 +145,7 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         check_choice("--engine", self.engine, ENGINES)
         if self.compile and self.engine != "torch":
-            raise UserError(f"--compile goes with --engine torch, not {self.engine}, which is compiled by itself")
+            raise UserError(f"--compile goes with --engine torch, not {self.engine}")
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
         check_choice("--image-format", self.image_format, FORMATS)
         check_choice("--jpeg-encoder", self.jpeg_encoder, JPEG_ENCODERS)

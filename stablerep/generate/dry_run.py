@@ -16,8 +16,8 @@ from stablerep.config import UserError
 from stablerep.generate import sweep
 from stablerep.generate.batch import BatchSize, open_painter
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.encode import as_file, decide_encoder, encoder_as_begun
-from stablerep.generate.origin import check_same_run
+from stablerep.generate.encode import as_file, decide_encoder
+from stablerep.generate.origin import as_begun, check_same_run
 from stablerep.generate.paint import paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.publish import read_done
@@ -109,7 +109,7 @@ def estimate(config: GenerateConfig) -> Estimate | SweepEstimate:
 def _estimate(
     config: GenerateConfig, prompts: Sequence[Prompt], pipeline: Pipeline, device: torch.device, workers: int
 ) -> Estimate:
-    config = decide_encoder(encoder_as_begun(config), device)
+    config = decide_encoder(as_begun(config), device)
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
     whole = open_painter(config, pipeline, device, guided=guided)
     check_same_run(config, prompts, whole.engine.name, pipeline.weights_hash)

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stablerep import shards
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.transfer import down
@@ -54,14 +53,6 @@ def as_file(picture: Tensor | Encoded, image_format: str) -> Encoded:
     if isinstance(picture, Encoded):
         return picture
     return Encoded(encode_picture(picture, image_format), picture.shape[0], picture.shape[1])
-
-
-def encoder_as_begun(config: GenerateConfig) -> GenerateConfig:
-    """With `auto` the encoder that a folder was begun with, if it was."""
-    begun = shards.read_dataset(config.folder)
-    if config.jpeg_encoder != "auto" or begun is None:
-        return config
-    return dataclasses.replace(config, jpeg_encoder=begun["config"].get("jpeg_encoder", "pil"))
 
 
 def decide_encoder(config: GenerateConfig, device: torch.device) -> GenerateConfig:

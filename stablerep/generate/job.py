@@ -11,8 +11,7 @@ from stablerep import distributed, shards
 from stablerep.config import UserError
 from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.encode import encoder_as_begun
-from stablerep.generate.origin import start_dataset
+from stablerep.generate.origin import as_begun, start_dataset
 from stablerep.generate.publish import open_writer
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
@@ -60,7 +59,7 @@ def _start(config: GenerateConfig) -> Iterator[Crew]:
 def _generate(config: GenerateConfig, prompts: Sequence[Prompt], crew: Crew, again: Collection[int]) -> GenerateSummary:
     out, per_shard, k = config.folder, config.prompts_per_shard, config.num_images_per_prompt
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-    choice = crew.begin(encoder_as_begun(config), guided)
+    choice = crew.begin(as_begun(config), guided)
     config = dataclasses.replace(config, jpeg_encoder=choice.jpeg_encoder)
     start_dataset(config, prompts, choice.engine, crew.weights_hash)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,6 +17,15 @@ from stablerep.generate import scores
 from stablerep.generate.config import GenerateConfig
 from stablerep.prompts import Prompt
 from stablerep.storage import Folder, read_all
+
+
+def as_begun(config: GenerateConfig) -> GenerateConfig:
+    """With `auto` the engine and the JPEG encoder that a folder was begun with, if it was."""
+    if (dataset := shards.read_dataset(config.folder)) is None:
+        return config
+    begun = {"jpeg_encoder": "pil"} | dataset["config"]
+    chosen = {name: begun[name] for name in ("engine", "jpeg_encoder") if getattr(config, name) == "auto"}
+    return dataclasses.replace(config, **chosen)
 
 
 def start_dataset(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.store import Store
-from stablerep.generate.paint import BatchSize, Painter, paint_shard
+from stablerep.generate.paint import paint_shard
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.schedule import make_schedule
 from stablerep.prompts import Prompt

@@ -13,7 +13,8 @@ import stablerep
 from stablerep import shards
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.encode import decide_encoder, encoder_as_begun
+from stablerep.generate.encode import decide_encoder
+from stablerep.generate.origin import as_begun
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FEW = {"num_images_per_prompt": 1, "num_inference_steps": 1, "batch_size": 4}
@@ -25,7 +26,7 @@ def config(out: Path, **fields) -> GenerateConfig:
 
 
 def decide(given: GenerateConfig, device: torch.device) -> GenerateConfig:
-    return decide_encoder(encoder_as_begun(given), device)
+    return decide_encoder(as_begun(given), device)
 
 
 def begin(out: Path, **fields) -> None:

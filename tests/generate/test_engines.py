@@ -249,3 +249,11 @@ def test_a_missing_extra_is_named(pipeline: Pipeline, tmp_path: Path, monkeypatc
 def test_onnx_in_half_precision_on_the_cpu_says_why_not() -> None:
     pytest.importorskip("onnxruntime")
     assert "computes in fp32 on the CPU" in (onnx.why_not(CPU, torch.float16) or "")
+
+
+def test_auto_goes_on_with_the_engine_a_folder_was_begun_with(prompts: Path, tmp_path: Path) -> None:
+    fields = {"prompts": prompts, "num_images_per_prompt": 1, "num_inference_steps": 1, "device": "cpu"}
+    begun = stablerep.generate(out=tmp_path / "out", engine="torch", **fields)
+    again = stablerep.generate(out=tmp_path / "out", **fields)
+    assert (begun.engine, again.engine, again.images_made) == ("torch", "torch", 0)
+    assert stablerep.generate(out=tmp_path / "new", **fields).engine == "native"

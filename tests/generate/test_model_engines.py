@@ -87,7 +87,9 @@ def test_compiled_equals_eager(kind: str, tmp_path: Path) -> None:
 
 
 def test_compile_counts_only_where_used(prompts: Path, tmp_path: Path) -> None:
-    plain, compiled = (GenerateConfig(prompts=prompts, out=tmp_path, compile=each) for each in (False, True))
+    plain, compiled = (
+        GenerateConfig(prompts=prompts, out=tmp_path, engine="torch", compile=each) for each in (False, True)
+    )
     assert compiled.picture_fields() == plain.picture_fields() | {"compile": True}
     assert "compile" not in plain.picture_fields()
     with pytest.raises(UserError, match="--compile goes with --engine torch, not onnx"):
@@ -166,6 +168,7 @@ def test_the_command_paints_and_resumes(kind: str, prompts: Path, tmp_path: Path
     fields = {
         "prompts": prompts, "model": str(tmp_path / "model"), "device": "cpu", "num_images_per_prompt": 2,
         "num_inference_steps": 2, "guidance_scale": 1.0, "scheduler": NAMES[kind], "prompts_per_shard": 2,
+        "engine": "torch",
     }  # fmt: skip
     stablerep.generate(out=tmp_path / "whole", **fields)
     stablerep.generate(out=tmp_path / "again", **fields)

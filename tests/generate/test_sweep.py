@@ -14,6 +14,7 @@ import stablerep
 from stablerep import cli
 from stablerep.config import UserError, parse
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.dry_run import estimate
 from stablerep.generate.sweep import folder_name, runs_of
 from stablerep.shards import index_images
 
@@ -134,3 +135,33 @@ def test_prompts_bring_their_own_settings(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         cli.gen(argv)
     assert "--prompts" in capsys.readouterr().err
+
+
+def test_an_estimate_of_several_scales(prompts: Path, tmp_path: Path) -> None:
+    fields = {"prompts": prompts, "out": tmp_path / "out", "guidance_scale": [1, 2.5], "dry_run": True, **FEW}
+    told = estimate(GenerateConfig(**fields, usd_per_hour=2.0))
+    assert list(told.runs) == ["guidance_1", "guidance_2.5"]
+    assert not (tmp_path / "out").exists()
+    names = [line.split()[0] for line in str(told).splitlines() if line]
+    of_one = ["prompts", "images", "bytes", "CPU-hours", "cost"]
+    assert names == ["guidance_1", *of_one, "guidance_2.5", *of_one, "together", "images", "bytes", "hours", "cost"]
+    assert "together\nimages     8\n" in str(told)
+
+
+def test_verify_and_repair_go_through_all_runs(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    stablerep.generate(prompts=prompts, out=out, guidance_scale=[1, 2.5], device="cpu", **FEW)
+    whole = digests(out)
+    cli.gen(["--verify", str(out)])
+    assert capsys.readouterr().out.count("nothing wrong") == 2
+    (out / "guidance_1/000001.tar").write_bytes(b"half")
+    (out / "guidance_2.5/000000_stats.json").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        cli.gen(["--verify", str(out)])
+    assert stopped.value.code == 1
+    told = capsys.readouterr().out
+    assert "000001.tar: " in told and "000000_stats.json: missing" in told
+    cli.gen(["--repair", str(out)])
+    assert digests(out) == whole
