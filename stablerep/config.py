@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import operator
+import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,12 +62,29 @@ def parse(
         given = {word.split("=")[0] for word in argv}
         path = Path(argv[at + 1])
         argv[at : at + 2] = _flags(cls, _read(path), path, skip=given)
-    return tyro.cli(
-        cls,
+    fields: Any = tyro.cli(
+        _with_help(cls),
         args=_gather(cls, argv),
         prog=prog,
         description=f"{(cls.__doc__ or '').strip()}\n\n--config FILE.yaml: read the fields from there; flags win.",
     )
+    return cls(**vars(fields))
+
+
+def _with_help(cls: type[Config]) -> type:
+    """The fields of a config, each with its docstring in one line: tyro would keep the breaks of the source's lines."""
+    import docstring_parser
+    import tyro
+
+    told = {each.arg_name: each.description or "" for each in docstring_parser.parse_from_object(cls).params}
+    types = typing.get_type_hints(cls, include_extras=True)
+    fields: list[Any] = []
+    for each in dataclasses.fields(cls):  # type: ignore[arg-type]
+        help_text = tyro.conf.arg(help=" ".join(told.get(each.name, "").split()))
+        kind = operator.getitem(typing.Annotated, (types[each.name], help_text))
+        default: Any = {"default": each.default, "default_factory": each.default_factory}
+        fields.append((each.name, kind, dataclasses.field(**default)))
+    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

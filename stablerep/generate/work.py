@@ -96,7 +96,7 @@ class Worker:
 
 
 class Crew(Protocol):
-    """Who paints: this process alone, or actors.Actors."""
+    """Who paints: this process alone, or dispatch.Dispatcher."""
 
     @property
     def weights_hash(self) -> str: ...
