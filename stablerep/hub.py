@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,11 @@ def load_model(flag: str, kind: Any, folder: Path, **options: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def hash_folder(folder: Path) -> str:
-    """Twelve hex digits over the weights, configs and vocabularies of a folder."""
+def hash_folder(folder: Path, endings: Collection[str] = FILES) -> str:
+    """Twelve hex digits over the names and bytes of a folder's files with these endings."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in FILES:
+        if path.suffix in endings:
             digest.update(str(path.relative_to(folder)).encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 22):

@@ -1,8 +1,7 @@
-"""What lies in a model's folder, local or on the hub: its kind, its variant of weights, its hash. Only safetensors."""
+"""What lies in a model's folder, local or on the hub: its kind, its variant of weights. Only safetensors."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -101,15 +100,3 @@ def _weights(names: Iterable[str]) -> dict[str, set[bool]]:
         if match := WEIGHTS.fullmatch(name):
             found.setdefault(match["part"], set()).add(match["variant"] is not None)
     return found
-
-
-def hash_files(folder: Path) -> str:
-    """Twelve hex digits over the weights and configs of a pipeline folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".json"):
-            digest.update(str(path.relative_to(folder)).encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-    return digest.hexdigest()[:12]

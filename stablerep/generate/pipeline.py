@@ -20,10 +20,11 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from stablerep import hub
 from stablerep.config import UserError
 from stablerep.generate.conditioning import Conditioning, guidance_embedding
 from stablerep.generate.lora import fuse_lora
-from stablerep.generate.model_files import OPENS, check_kind, find_folder, hash_files, is_xl, read_index, variant_of
+from stablerep.generate.model_files import OPENS, check_kind, find_folder, is_xl, read_index, variant_of
 
 PACKAGE = Path(__file__).parent.parent
 # In a wheel the folder lies in the package, in a source checkout with the script that trained it.
@@ -148,7 +149,7 @@ def open_pipeline(
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--model {model} is no pipeline of safetensors ({OPENS}): {reason}") from error
     _check_inputs(model, parts.unet.config, parts.vae.config)
-    weights_hash = hash_files(folder)
+    weights_hash = hub.hash_folder(folder, (".safetensors", ".json"))
     if loras:
         modules = {name: part for name, part in parts.components.items() if isinstance(part, torch.nn.Module)}
         digests = [fuse_lora(modules, lora) for lora in loras]
