@@ -117,8 +117,9 @@ def refuse_other_run(folder: object, earlier: dict[str, Any], now: dict[str, Any
     for name in sorted(earlier.keys() | now.keys()):
         if earlier.get(name) != now.get(name):
             flag = "--" + name.replace("_", "-")
+            theirs, ours = (repr(run[name]) if name in run else "the default" for run in (earlier, now))
             raise UserError(
-                f"--out {folder} holds another run: its {flag} is {earlier.get(name)!r}, not {now.get(name)!r}; "
+                f"--out {folder} holds another run: its {flag} is {theirs}, not {ours}; "
                 "choose another --out, or the same value to go on"
             )
 

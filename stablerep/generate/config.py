@@ -15,6 +15,7 @@ SCHEDULERS = (
     *FUSED_SCHEDULERS, "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpmsolver_singlestep", "euler_ancestral", "heun",
     "lcm", "lms", "pndm", "sde-dpmsolver++", "tcd", "unipc",
 )  # fmt: skip
+DTYPES = ("auto", "fp32", "fp16", "bf16")
 FORMATS = ("jpg", "png", "webp")
 JPEG_ENCODERS = ("auto", "pil", "nvimgcodec")
 SCREENS = ("keep", "flag", "drop")
@@ -53,6 +54,9 @@ class GenerateConfig:
 
     engine_dir: Path | None = None
     """Folder of built engines; ~/.cache/stablerep/engines if not given."""
+
+    dtype: str = "auto"
+    """What the model computes in: fp32, fp16 or bf16; auto is fp16 on CUDA and fp32 on the CPU."""
 
     compile: bool = False
     """Run --engine torch through torch.compile: a minute at the start, then fewer and larger operations."""
@@ -146,6 +150,7 @@ class GenerateConfig:
         check_choice("--engine", self.engine, ENGINES)
         if self.compile and self.engine != "torch":
             raise UserError(f"--compile goes with --engine torch, not {self.engine}")
+        check_choice("--dtype", self.dtype, DTYPES)
         check_choice("--scheduler", self.scheduler, SCHEDULERS)
         check_choice("--image-format", self.image_format, FORMATS)
         check_choice("--jpeg-encoder", self.jpeg_encoder, JPEG_ENCODERS)
@@ -224,6 +229,7 @@ class GenerateConfig:
         screening = ("screen", "screen_retries", "flat_below", "duplicate_within")
         # What came later counts only where it is used: folders of earlier versions go on.
         later = [name for name in ("guidance_rescale", "compile") if getattr(self, name)]
+        later += ["dtype"] if self.dtype != "auto" else []
         later += ["jpeg_encoder"] if self.jpeg_encoder == "nvimgcodec" else []
         return {name: getattr(self, name) for name in (*names, *more, *screening, *later)}
 

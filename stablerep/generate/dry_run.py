@@ -19,7 +19,7 @@ from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import as_file, decide_encoder
 from stablerep.generate.origin import as_begun, check_same_run
 from stablerep.generate.paint import paint_shard
-from stablerep.generate.pipeline import Pipeline, open_pipeline
+from stablerep.generate.pipeline import DTYPES, Pipeline, open_pipeline
 from stablerep.generate.publish import read_done
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
@@ -99,7 +99,7 @@ def estimate(config: GenerateConfig) -> Estimate | SweepEstimate:
     workers = _workers(config)
     runs = sweep.runs_of(config)
     with distributed.start(config.device) as device:
-        pipeline = open_pipeline(config.model, device, config.lora)
+        pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
         if len(runs) == 1:
             return _estimate(config, prompts, pipeline, device, workers)
         sweep.check_folder(config.folder, sweep.shared_identity(config, prompts, pipeline.weights_hash))

@@ -22,7 +22,7 @@ from stablerep.generate.config import GenerateConfig
 from stablerep.generate.graphed import Tensors
 from stablerep.generate.noise import MOST_INDICES
 from stablerep.generate.origin import identity_of
-from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.pipeline import DTYPES, open_pipeline
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
@@ -69,7 +69,7 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
     paintable = [prompt.id for prompt in prompts.values() if not prompt.problem]
     if left_out := len(prompts) - len(paintable):
         log.warning("--prompts %s: %d of %d rows hold no text and are left out", config.prompts, left_out, len(prompts))
-    pipeline = open_pipeline(config.model, device, config.lora)
+    pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
     guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts.values()])
     painter = open_painter(config, pipeline, device, guided=guided)
     identity = identity_of(config, list(prompts.values()), pipeline.weights_hash)

@@ -62,7 +62,7 @@ def check_folder(out: Folder, identity: dict[str, Any]) -> None:
         about = entry / "dataset.json"
         if about.exists():
             earlier = _read_config(about)
-            refuse_other_run(entry, {name: earlier.get(name) for name in identity}, identity)
+            refuse_other_run(entry, {name: earlier[name] for name in identity if name in earlier}, identity)
 
 
 def _read_config(path: Folder) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from stablerep.generate.batch import open_painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import as_file, decide_encoder
 from stablerep.generate.paint import Painted, paint_shard
-from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.pipeline import DTYPES, open_pipeline
 from stablerep.generate.settings import settings_of
 from stablerep.generate.tally import Tally
 from stablerep.prompts import Prompt
@@ -44,7 +44,7 @@ class Worker:
 
     def __init__(self, config: GenerateConfig, device: torch.device) -> None:
         self.device = device
-        self.pipeline = open_pipeline(config.model, device, config.lora)
+        self.pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
 
     def begin(self, config: GenerateConfig, guided: bool) -> Choice:
         """Get ready for a run with one guidance scale.

@@ -66,7 +66,7 @@ def test_a_folder_begun_on_a_gpu_is_not_gone_on_with_by_pil(tmp_path: Path) -> N
     begin(tmp_path, jpeg_encoder="nvimgcodec")
     with pytest.raises(UserError, match="--jpeg-encoder nvimgcodec cannot run: it needs a CUDA GPU; pil, for another"):
         decide(config(tmp_path), CPU)
-    with pytest.raises(UserError, match="--jpeg-encoder is 'nvimgcodec', not None"):
+    with pytest.raises(UserError, match="--jpeg-encoder is 'nvimgcodec', not the default"):
         begin(tmp_path, jpeg_encoder="pil")
 
 

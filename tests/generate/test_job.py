@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import stablerep
+from stablerep import shards
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.shards import index_shards
@@ -81,3 +85,24 @@ def test_a_model_that_is_none(prompts: Path, tmp_path: Path, model: str) -> None
     with pytest.raises(UserError, match="--model"):
         stablerep.generate(prompts=prompts, out=tmp_path / "out", model=model, **FEW)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_dtype_makes_another_run_where_it_is_given(prompts: Path, tmp_path: Path) -> None:
+    fields = {
+        "prompts": prompts,
+        "num_images_per_prompt": 1,
+        "num_inference_steps": 2,
+        "device": "cpu",
+        "engine": "torch",
+    }
+    stablerep.generate(out=tmp_path / "auto", **fields)
+    stablerep.generate(out=tmp_path / "bf16", dtype="bf16", image_format="png", **fields)
+    stablerep.generate(out=tmp_path / "fp32", dtype="fp32", image_format="png", **fields)
+    with pytest.raises(UserError, match=r"its --dtype is the default, not 'bf16'"):
+        stablerep.generate(out=tmp_path / "auto", dtype="bf16", **fields)
+    half, whole = (
+        [np.asarray(Image.open(io.BytesIO(data)), float) for _, data in shards.read_pictures(tmp_path / name)]
+        for name in ("bf16", "fp32")
+    )
+    difference = np.abs(np.stack(half) - np.stack(whole))
+    assert 0 < difference.mean() < 4  # grey levels: the same pictures, but for the rounding

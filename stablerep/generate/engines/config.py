@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stablerep.config import UserError, check_choice
+from stablerep.generate.config import DTYPES
 
 COMPILED = ("onnx", "trt")
-DTYPES = ("auto", "fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from stablerep import distributed
 from stablerep.config import UserError
 from stablerep.generate.engines.config import BuildConfig, ListConfig, PruneConfig, VerifyConfig
 from stablerep.generate.engines.opening import BACKENDS, Unusable, build_part, load, rows_of, where
-from stablerep.generate.engines.parts import DTYPES, Part, parts_of
+from stablerep.generate.engines.parts import Part, parts_of
 from stablerep.generate.engines.store import Broken, Entry, store_at
-from stablerep.generate.pipeline import open_pipeline
+from stablerep.generate.pipeline import DTYPES, open_pipeline
 
 
 def build(config: BuildConfig) -> Iterator[str]:

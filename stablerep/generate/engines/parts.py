@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from stablerep import ops
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.engines.modules import Decoder, Unet
-from stablerep.generate.pipeline import Pipeline
+from stablerep.generate.pipeline import DTYPES, Pipeline
 
 NAMES = ("unet", "vae_decoder")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OUTPUT = "output"
 
 
