@@ -13,14 +13,16 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from benchmarks.record import Bench
 from stablerep import ops
 from stablerep.config import UserError
+from stablerep.generate.batch import BatchSize, Painter, encode_prompts, paint_batch
+from stablerep.generate.config import GenerateConfig
 from stablerep.generate.engines import Engine
 from stablerep.generate.engines.opening import open_engine
 from stablerep.generate.engines.parts import parts_of
 from stablerep.generate.engines.store import Store
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, default_generator, open_pipeline
-from stablerep.generate.sampler import sample
 from stablerep.generate.schedule import make_schedule
+from stablerep.prompts import Prompt
 
 
 def engines(pipeline: Pipeline, store: Store, batch: int) -> dict[str, Engine]:
@@ -58,13 +60,12 @@ def test_a_batch(bench: Bench, device: str, tmp_path_factory: pytest.TempPathFac
     prompts = [f"a photo of a dark slim {garment}" for garment in ("sneaker", "bag")] * (batch // 2)
     ids = torch.arange(batch, device=where)
     schedule = make_schedule("dpmsolver++", pipeline.scheduler_config, steps, where)
+    config = GenerateConfig(prompts=Path("p.txt"), out=Path("out"), guidance_scale=2.0, seed=1)
 
     def paint(engine: Engine) -> np.ndarray:
-        images = sample(
-            engine, schedule, pipeline.encode(prompts), pipeline.encode([""]), ids, torch.zeros_like(ids),
-            latent_shape=pipeline.latent_shape, guidance_scale=2.0, seed=1,
-        )  # fmt: skip
-        return images.cpu().numpy()
+        painter = Painter(pipeline, engine, schedule, config, BatchSize(batch))
+        told = encode_prompts(painter, [Prompt(number, text) for number, text in enumerate(prompts)])
+        return paint_batch(painter, told, [(row, 0) for row in range(batch)])["pixels"].cpu().numpy()
 
     theirs = StableDiffusionPipeline.from_pretrained(default_generator(), dtype=pipeline.unet.dtype).to(where)
     theirs.set_progress_bar_config(disable=True)

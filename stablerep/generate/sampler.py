@@ -1,9 +1,8 @@
-"""From text embeddings to uint8 pictures: the denoising loop that all engines share."""
+"""From noise and text embeddings to decoded pictures: the denoising loop that all engines share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,50 +12,8 @@ from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.engines import Engine
 from stablerep.generate.guidance import guide
-from stablerep.generate.noise import picture_noise
 from stablerep.generate.schedule import Schedule
 from stablerep.generate.transfer import up
-
-
-def sample(
-    engine: Engine,
-    schedule: Schedule | DiffusersSchedule,
-    told: Conditioning,  # B rows
-    negative: Conditioning,  # 1 row or B
-    prompt_ids: Tensor,  # [B] int64
-    indices: Tensor,  # [B] int64, which picture of its prompt
-    *,
-    image_size: int | None = None,
-    **settings: Any,  # as in sample_decoded
-) -> Tensor:  # [B, H, W, 3] uint8 on the device of told
-    """Paint one batch: sample_decoded, and to_pixels."""
-    return ops.to_pixels(sample_decoded(engine, schedule, told, negative, prompt_ids, indices, **settings), image_size)
-
-
-@torch.inference_mode()
-def sample_decoded(
-    engine: Engine,
-    schedule: Schedule | DiffusersSchedule,
-    told: Conditioning,  # B rows
-    negative: Conditioning,  # 1 row or B
-    prompt_ids: Tensor,  # [B] int64
-    indices: Tensor,  # [B] int64, which picture of its prompt
-    *,
-    latent_shape: tuple[int, int, int],
-    guidance_scale: float | Sequence[float],  # one, or [B]
-    seed: int | Sequence[int],  # one, or [B]
-    guidance_rescale: float = 0.0,
-) -> Tensor:  # [B, 3, H, W] on the device of told, as the VAE leaves it, about -1..1
-    """Paint one batch. A picture depends on (seed, prompt id, index), not on its neighbours in the batch.
-
-    Guidance (Ho and Salimans 2022) runs as one batch of two; where every scale is 1 the unguided half is left out.
-    """
-
-    def draw(number: int) -> Tensor:
-        return picture_noise(seed, prompt_ids, indices, latent_shape, told.device, draw=number)
-
-    scale = scales(guidance_scale, len(told), told.device)
-    return denoise(engine, schedule, told, negative, draw, scale, is_guided(guidance_scale), guidance_rescale)
 
 
 @torch.inference_mode()
@@ -70,7 +27,11 @@ def denoise(
     guided: bool,
     guidance_rescale: float = 0.0,
 ) -> Tensor:  # [B, 3, H, W] on the device of told, as the VAE leaves it, about -1..1
-    """The loop and the decoder. Asks the device nothing and, with a Schedule, brings nothing from the host."""
+    """The loop and the decoder. A picture depends on its own noise and text, not on its neighbours in the batch.
+
+    Guidance (Ho and Salimans 2022) runs as one batch of two; unguided, the other half is left out. Asks the device
+    nothing and, with a Schedule, brings nothing from the host.
+    """
     # Latents stay float32 through the loop, whatever the UNet computes in: their rounding would be most of the error.
     # A model that takes guidance as an input (LCM) has it in told, and no unguided half.
     guided = guided and "timestep_cond" not in told.inputs

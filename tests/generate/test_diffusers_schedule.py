@@ -16,7 +16,7 @@ from stablerep.generate.diffusers_schedule import KINDS, open_schedule
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.pipeline import Pipeline, default_generator
-from stablerep.generate.sampler import sample
+from tests.generate.sampling import sample
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a dark slim sneaker", "a photo of a white bag"]

@@ -24,8 +24,8 @@ from stablerep.generate.engines.parts import Part, parts_of
 from stablerep.generate.engines.store import Store
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.sampler import sample
 from stablerep.generate.schedule import make_schedule
+from tests.generate.sampling import sample
 
 CPU = torch.device("cpu")
 NOWHERE = Store(Path("/nonexistent"))  # nothing is built, nothing is kept

@@ -24,8 +24,8 @@ from stablerep.generate.engines.store import RECORD, Store
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.engines.verify import verify
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.sampler import sample
 from stablerep.generate.schedule import make_schedule
+from tests.generate.sampling import sample
 
 CPU = torch.device("cpu")
 needs_onnx = pytest.mark.skipif(

@@ -16,8 +16,8 @@ from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.guidance import guide
 from stablerep.generate.noise import MOST_DRAWS, picture_noise
 from stablerep.generate.pipeline import Pipeline, default_generator
-from stablerep.generate.sampler import sample
 from stablerep.generate.schedule import make_schedule
+from tests.generate.sampling import sample
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a dark slim sneaker", "a photo of a white bag", "a photo of a busy dress"]

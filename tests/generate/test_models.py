@@ -15,8 +15,8 @@ from stablerep.generate.engines import Engine
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.pipeline import Pipeline, open_pipeline
-from stablerep.generate.sampler import sample_decoded
 from tests.generate import tiny_models
+from tests.generate.sampling import sample_decoded
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a dark slim sneaker", "a white bag"]

@@ -19,8 +19,8 @@ from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import FUSED_SCHEDULERS
 from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, default_generator
-from stablerep.generate.sampler import sample
 from stablerep.generate.schedule import make_schedule
+from tests.generate.sampling import sample
 from tests.waits import Waits
 
 PROMPTS = ["a photo of a dark slim sneaker", "a photo of a white bag"]

@@ -22,7 +22,7 @@ from stablerep.generate.paint import paint_shard
 from stablerep.generate.pipeline import Pipeline
 from stablerep.prompts import Prompt
 from tests.generate.test_graphed import CallAgain, painter
-from tests.generate.test_sampler import Waits
+from tests.waits import Waits
 
 OURS = Path(batch.__file__).parent
 PROMPTS = [
