@@ -50,7 +50,7 @@ class GenerateConfig:
 
     engine: str = "auto"
     """What runs the UNet and the VAE decoder: torch, native (small models on the CPU), onnx, trt, or auto: what --out
-    was begun with, else the fastest of those that are installed."""
+    was begun with, else the fastest of native, torch and what is built already. Naming onnx or trt builds it, once."""
 
     engine_dir: Path | None = None
     """Folder of built engines; ~/.cache/stablerep/engines if not given."""

@@ -137,6 +137,15 @@ def test_auto_without_the_extra_is_torch_and_says_so(pipeline: Pipeline, tmp_pat
 
 
 @needs_onnx
+def test_auto_builds_nothing(pipeline: Pipeline, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(native, "MOST_WEIGHTS", 0)
+    monkeypatch.setattr(export, "export", lambda *_: pytest.fail("built"))
+    with caplog.at_level(logging.INFO, "stablerep.generate"):
+        assert open_engine("auto", pipeline, Store(tmp_path), batch_size=4).name == "torch"
+    assert "onnx is not built for this model and batch size; --engine onnx builds it, once" in caplog.text
+
+
+@needs_onnx
 def test_generate_names_its_engine(embedded, prompts: Path, tmp_path: Path) -> None:
     few = {"num_images_per_prompt": 1, "num_inference_steps": 2, "engine_dir": embedded[0].folder}
     stablerep.generate(prompts=prompts, out=tmp_path / "out", engine="onnx", **few)

@@ -54,7 +54,8 @@ def open_engine(
 ) -> Engine:
     """The engine called `torch`, `native`, `onnx`, `trt` or `auto` for batches of up to batch_size pictures.
 
-    Builds what the store lacks and verifies what was not verified on this device. `auto` says what it took and why.
+    Builds what the store lacks and verifies what was not verified on this device. `auto` builds nothing, and says what
+    it took and why.
     compiled: run torch through torch.compile.
 
     Raises:
@@ -198,6 +199,9 @@ def _measured(
     backend, unet = BACKENDS[kind], parts["unet"]
     if reason := backend.why_not(unet.device, unet.dtype):
         raise UserError(reason)
+    if not all(store.find(backend.recipe(part, rows[name])) for name, part in parts.items()):
+        # The default builds nothing: of a large model that would be minutes and gigabytes nobody asked for.
+        raise UserError(f"{kind} is not built for this model and batch size; --engine {kind} builds it, once")
     opened = {name: open_part(kind, part, store, rows[name]) for name, part in parts.items()}
     return _engine(kind, parts, opened), opened["unet"][1].verified.get(where(backend, unet.device), {})
 
