@@ -16,19 +16,9 @@ from stablerep.generate.sampler import denoise, is_guided, scales
 from stablerep.generate.schedule import Schedule
 
 
-def sample(
-    engine: Engine,
-    schedule: Schedule | DiffusersSchedule,
-    told: Conditioning,  # B rows
-    negative: Conditioning,  # 1 row or B
-    prompt_ids: Tensor,  # [B] int64
-    indices: Tensor,  # [B] int64, which picture of its prompt
-    *,
-    image_size: int | None = None,
-    **settings: Any,  # as in sample_decoded
-) -> Tensor:  # [B, H, W, 3] uint8 on the device of told
-    """Paint one batch: sample_decoded, and to_pixels."""
-    return ops.to_pixels(sample_decoded(engine, schedule, told, negative, prompt_ids, indices, **settings), image_size)
+def sample(*batch: Any, image_size: int | None = None, **settings: Any) -> Tensor:  # [B, H, W, 3] uint8
+    """sample_decoded, and to_pixels."""
+    return ops.to_pixels(sample_decoded(*batch, **settings), image_size)
 
 
 def sample_decoded(
