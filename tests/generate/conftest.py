@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,12 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text("a photo of a dark slim sneaker\na photo of a white bag\n\na photo of a busy dress\n")
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As another process of the same test has: products of other sizes, of threads too, round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -32,6 +31,10 @@ from stablerep.generate.dry_run import estimate
 from stablerep.generate.verify import verify
 from stablerep.generate.work import Block
 from stablerep.prompts import Prompt
+from tests.generate.folders import digests
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 FEW = {"num_images_per_prompt": 2, "num_inference_steps": 1, "prompts_per_shard": 1, "batch_size": 3, "device": "cpu"}
 DEADLY, DEADLY_ONCE = "a photo of a fatal bag", "a photo of a bag that is fatal once"
@@ -68,20 +71,6 @@ def two_processors() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def digests(out: Path) -> dict[str, str]:
-    """Every file but the summaries, which say how long the last call took."""
-    paths = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "summary.json")
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def test_a_sweep_has_the_bytes_of_a_single_process(

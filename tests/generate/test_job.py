@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 
@@ -14,14 +13,9 @@ from stablerep import shards
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.shards import index_shards
+from tests.generate.folders import digests
 
 FEW = {"num_images_per_prompt": 2, "num_inference_steps": 2, "prompts_per_shard": 1, "batch_size": 3}
-
-
-def digests(out: Path) -> dict[str, str]:
-    """Every file but the summary, which says how long the last call took."""
-    paths = (path for path in sorted(out.iterdir()) if path.name != "summary.json")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def test_shards_hold_k_pictures_of_every_prompt(prompts: Path, tmp_path: Path) -> None:

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 import stablerep
 from stablerep.generate.verify import verify
+from tests.generate.folders import digests
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DRIVER = Path(__file__).with_name("kill_driver.py")
 FEW = {"num_images_per_prompt": 2, "num_inference_steps": 1, "prompts_per_shard": 1, "batch_size": 3, "device": "cpu"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the driver has: products of other sizes, of threads too, round otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def digests(out: Path) -> dict[str, str]:
-    """Every file but the summary, which says how long the last call took."""
-    paths = (path for path in sorted(out.iterdir()) if path.name != "summary.json")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def drive(mode: str, prompts: Path, out: Path, times: int = 0, seed: int = 0, **changes: int) -> tuple[list[Path], int]:

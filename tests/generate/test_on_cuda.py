@@ -24,7 +24,7 @@ from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.paint import paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.prompts import Prompt
-from tests.generate.test_job import digests
+from tests.generate.folders import digests
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 CUDA = torch.device("cuda", 0)

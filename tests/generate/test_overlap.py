@@ -16,7 +16,7 @@ from stablerep.generate import batch
 from stablerep.generate.batch import Painter
 from stablerep.generate.encode import Encoded, ImageCodec
 from stablerep.generate.overlap import Overlap
-from tests.generate.test_job import digests
+from tests.generate.folders import digests
 
 pytest.importorskip("nvidia.nvimgcodec")
 CPU = torch.device("cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -17,16 +16,9 @@ from stablerep.generate.config import GenerateConfig
 from stablerep.generate.dry_run import estimate
 from stablerep.generate.sweep import folder_name, runs_of
 from stablerep.shards import index_images
+from tests.generate.folders import digests
 
 FEW = {"num_images_per_prompt": 1, "num_inference_steps": 1, "prompts_per_shard": 2, "batch_size": 4}
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "summary.json"  # it holds seconds
-    }
 
 
 def test_a_list_makes_a_run_of_each(prompts: Path, tmp_path: Path) -> None:
