@@ -1,6 +1,7 @@
 """`make gpu-check`: everything that needs a CUDA GPU, in under ten minutes; a line per check, and the numbers as JSON.
 
-What is not installed is skipped by name. Without a GPU every check is listed as skipped and the exit code is 0.
+What is not installed is skipped by name. Without a GPU every check is listed as skipped and the exit code is 0. Each
+check runs in a process of its own: after an illegal address CUDA answers nothing more in the process that met it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
+import multiprocessing
 import random
 import sys
 import tempfile
@@ -16,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,9 @@ from benchmarks import gpu_generate, gpu_ops, record
 from benchmarks.checks import SEED, Numbers, Skip
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_SECONDS = 180  # of one check
+OPS = ("multi_positive_loss", "image_text_loss", "strong_augment", "guided_step", "to_pixels", "philox_normal")
+PRELOADED = ["torch", "triton", "numpy", "benchmarks.gpu_ops", "benchmarks.gpu_generate"]  # imported once for all checks
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,17 @@ class Result:
     numbers: Numbers
 
 
-def op_benchmarks(out: Path) -> Numbers:
-    """Benchmarks of the ops, each beside its peers."""
+def benchmark(op: str, out: Path) -> Numbers:
+    """The op's benchmark, beside its peers; its rows also go to the folder of the records."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [f"{ROOT}/benchmarks/ops", "-k", "cuda", "--benchmark", f"--out={folder}", "-q", "--no-header"]
-        code = pytest.main([*arguments, "-p", "no:cacheprovider"])
+        arguments = [f"{ROOT}/benchmarks/ops/test_{op}.py", "-k", "cuda", "--benchmark", f"--out={folder}"]
+        code = pytest.main([*arguments, "-q", "--no-header", "-p", "no:cacheprovider"])
         rows = [json.loads(line) for file in Path(folder).glob("*.jsonl") for line in file.read_text().splitlines()]
         for file in Path(folder).glob("*.jsonl"):
-            out.mkdir(parents=True, exist_ok=True)
             with (out / file.name).open("a") as kept:
                 kept.write(file.read_text())
+    for row in rows:
+        print(f"    {row['case']}, {row['impl']}: {row['p50_ms']:.3f} ms, {row['peak_mib']:.0f} MiB", flush=True)
     assert code == 0, f"pytest ended with {code!r}; its lines are above"
     return {"rows": rows}
 
@@ -97,6 +105,28 @@ def training() -> Numbers:
 
 
 def run_check(name: str, check: Callable[[], Numbers]) -> Result:
+    """The check's result, in a process of its own; one that dies or hangs is a failure."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_in_process, args=(name, check, sender), name=name)
+    start = time.perf_counter()
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(MOST_SECONDS):
+            return receiver.recv()
+        detail = f"still ran after {MOST_SECONDS} s"
+    except EOFError:
+        process.join()
+        detail = f"its process died (exit code {process.exitcode})"
+    finally:
+        process.kill()
+        process.join()
+    return Result(name, "failed", round(time.perf_counter() - start, 2), detail, {})
+
+
+def _in_process(name: str, check: Callable[[], Numbers], sender: Connection) -> None:
     start = time.perf_counter()
     torch.manual_seed(SEED)
     random.seed(SEED)
@@ -111,13 +141,11 @@ def run_check(name: str, check: Callable[[], Numbers]) -> Result:
         traceback.print_exc()
         text = str(error).strip().splitlines() or [""]
         status, detail, numbers = "failed", f"{type(error).__name__}: {text[0]}", {}
-    return Result(name, status, round(time.perf_counter() - start, 2), detail, numbers)
+    sender.send(Result(name, status, round(time.perf_counter() - start, 2), detail, numbers))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
-    out = parser.parse_args().out
+def checks_by_name(out: Path) -> dict[str, Callable[[], Numbers]]:
+    """In the order of what they stand on: ops, painting, training."""
     of_ops = (
         gpu_ops.native_half,
         gpu_ops.philox_normal,
@@ -133,14 +161,24 @@ def main() -> int:
         gpu_generate.sd15_rate,
         gpu_generate.turbo_rate,
         gpu_generate.jpeg_rates,
+        generation,
     )
-    checks: dict[str, Callable[[], Numbers]] = {
-        **{check.__name__: check for check in of_ops},
-        **{check.__name__: check for check in of_painting},
-        "op_benchmarks": lambda: op_benchmarks(out),
-        "generation": generation,
-        "training": training,
+    return {
+        **{check.__name__: check for check in (*of_ops, *of_painting, training)},
+        **{f"benchmark_{op}": functools.partial(benchmark, op, out) for op in OPS},
     }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these alone")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    checks = checks_by_name(out)
+    if unknown := set(arguments.only or ()) - set(checks):
+        parser.error(f"there is no check {', '.join(sorted(unknown))}; there are {', '.join(checks)}")
+    checks = {name: check for name, check in checks.items() if name in (arguments.only or checks)}
     if not torch.cuda.is_available():
         print("gpu-check: there is no CUDA GPU that torch can use; nothing was checked")
         for name in checks:
@@ -148,15 +186,16 @@ def main() -> int:
         return 0
     start = time.perf_counter()
     results = []
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{datetime.date.today()}_{record.device_slug('cuda')}_gpu_check.json"
+    environment = record.environment("cuda")
     for name, check in checks.items():
         result = run_check(name, check)
         results.append(result)
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in result.numbers.items() if isinstance(value, float))
         print(f"  {result.status:8} {name} ({result.seconds:.1f} s) {result.detail or numbers}", flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{datetime.date.today()}_{record.device_slug('cuda')}_gpu_check.json"
-    rows = [dataclasses.asdict(result) for result in results]
-    path.write_text(json.dumps({**record.environment("cuda"), "checks": rows}, indent=1) + "\n")
+        rows = [dataclasses.asdict(result) for result in results]
+        path.write_text(json.dumps({**environment, "checks": rows}, indent=1) + "\n")  # after each: it may be stopped
     counts = {status: sum(result.status == status for result in results) for status in ("passed", "failed", "skipped")}
     print(f"gpu-check: {counts} in {time.perf_counter() - start:.0f} s; {path}")
     return 1 if counts["failed"] else 0
