@@ -59,7 +59,7 @@ sanitize: setup ## run the native ops' tests under AddressSanitizer and Undefine
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  venv/bin/python -m pytest -q -p no:cacheprovider -c ../../pyproject.toml --import-mode=append \
 	  -o pythonpath=build/sanitize/package \
-	  $(NATIVE_OPS:%=../../tests/ops/test_%.py) ../../tests/generate/test_engine_native.py
+	  $(NATIVE_OPS:%=../../tests/ops/test_%.py) ../../tests/engines/test_native.py
 
 # Without network: WHEELS=dir holds wheels of what this machine's own Python lacks; torch comes from that Python.
 gpu-check: GPU_VENV := $(if $(WHEELS),build/gpu-check,$(VENV))

@@ -33,7 +33,13 @@ from benchmarks.checks import SEED, Numbers, Skip
 ROOT = Path(__file__).resolve().parent.parent
 MOST_SECONDS = 180  # of one check
 OPS = ("multi_positive_loss", "image_text_loss", "strong_augment", "guided_step", "to_pixels", "philox_normal")
-PRELOADED = ["torch", "triton", "numpy", "benchmarks.gpu_ops", "benchmarks.gpu_generate"]  # imported once for all checks
+PRELOADED = [
+    "torch",
+    "triton",
+    "numpy",
+    "benchmarks.gpu_ops",
+    "benchmarks.gpu_generate",
+]  # imported once for all checks
 
 
 @dataclass(frozen=True)

@@ -105,11 +105,11 @@ def rates(
     """Pictures per second from embeddings to files: with graphs, without, and of diffusers' own loop."""
     import diffusers
 
+    from stablerep.engines.torch import TorchEngine
     from stablerep.generate.batch import BatchSize, Painter
     from stablerep.generate.config import GenerateConfig
     from stablerep.generate.diffusers_schedule import open_schedule
     from stablerep.generate.encode import decide_encoder
-    from stablerep.generate.engines.torch import TorchEngine
     from stablerep.generate.paint import paint_shard
     from stablerep.prompts import Prompt
 

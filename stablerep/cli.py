@@ -155,7 +155,7 @@ def engine(argv: Sequence[str] | None = None) -> None:
     """stablerep-engine build | list | verify | prune"""
 
     def run(argv: Sequence[str]) -> None:
-        from stablerep.generate.engines.config import COMMANDS
+        from stablerep.engines.config import COMMANDS
 
         verb, *rest = argv or ["--help"]
         if verb in ("-h", "--help"):
@@ -164,7 +164,7 @@ def engine(argv: Sequence[str] | None = None) -> None:
             return
         check_choice("stablerep-engine", verb, COMMANDS)
         config = _with_cache_folders(parse(COMMANDS[verb], rest, f"stablerep-engine {verb}"))
-        from stablerep.generate.engines.manage import RUN
+        from stablerep.engines.commands import RUN
 
         for line in RUN[verb](config):
             print(line, flush=True)

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from stablerep.generate.pipeline import Pipeline
 
 RANKS_SECONDS = 120
 
@@ -104,3 +107,47 @@ def _rank_main(
         dist.destroy_process_group()
     except BaseException:
         sender.send((False, traceback.format_exc()))
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Pipeline:
+    """The embedded default."""
+    import torch
+
+    from stablerep.generate.pipeline import open_pipeline
+
+    return open_pipeline("default", torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def onnx_store(tmp_path_factory: pytest.TempPathFactory, pipeline: Pipeline) -> Path:
+    """A folder with the embedded default's onnx engine, verified; for reading: copy it to change it."""
+    import torch
+
+    from stablerep.engines import onnx, onnx_export
+    from stablerep.engines.select import open_engine
+    from stablerep.engines.store import Store
+
+    if reason := onnx_export.why_not() or onnx.why_not(torch.device("cpu"), torch.float32):
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("onnx") / "store"
+    open_engine("onnx", pipeline, Store(folder), batch_size=2)
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a photo of a dark slim sneaker\na photo of a white bag\n\na photo of a busy dress\n")
+    return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As another process of the same test has: products of other sizes, of threads too, round otherwise."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -25,13 +25,14 @@ ARROWS: dict[str, set[str]] = {
     "ops": BASE | {"native"},
     "data": LOW,
     "models": LOW,
-    "generate": PARTS,
+    "engines": LOW | {"generate"},
+    "generate": PARTS | {"engines"},
     "train": PARTS,
     "evaluate": PARTS,
     "search": PARTS | {"generate", "train", "evaluate"},
     "report": PARTS | {"generate", "train", "evaluate"},
     "doctor": LOW,
-    "cli": PARTS | {"generate", "train", "evaluate", "search", "report", "doctor"},
+    "cli": PARTS | {"engines", "generate", "train", "evaluate", "search", "report", "doctor"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MOST_LINES = 400

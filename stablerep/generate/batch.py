@@ -13,14 +13,14 @@ from torch import Tensor
 
 from stablerep import ops
 from stablerep.config import UserError
+from stablerep.engines import Engine
+from stablerep.engines.select import open_engine
+from stablerep.engines.store import store_at
 from stablerep.generate import screen
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import DiffusersSchedule, open_schedule
 from stablerep.generate.encode import Encode, Encoded, open_encode
-from stablerep.generate.engines import Engine
-from stablerep.generate.engines.opening import open_engine
-from stablerep.generate.engines.store import store_at
 from stablerep.generate.graphed import Graphs, Tensors, why_not
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.overlap import Overlap

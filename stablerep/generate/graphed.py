@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stablerep.engines import Engine
+from stablerep.engines.select import CompiledEngine
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
-from stablerep.generate.engines import Engine
-from stablerep.generate.engines.opening import CompiledEngine
 from stablerep.generate.schedule import Schedule
 
 Tensors = dict[str, Tensor]

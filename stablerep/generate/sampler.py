@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from stablerep import ops
+from stablerep.engines import Engine
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
-from stablerep.generate.engines import Engine
 from stablerep.generate.guidance import guide
 from stablerep.generate.schedule import Schedule
 from stablerep.generate.transfer import up

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from stablerep.config import UserError
+from stablerep.engines.torch import TorchEngine
 from stablerep.generate.config import FUSED_SCHEDULERS, SCHEDULERS, GenerateConfig
 from stablerep.generate.diffusers_schedule import KINDS, open_schedule
-from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.pipeline import Pipeline, default_generator
 from tests.generate.sampling import sample

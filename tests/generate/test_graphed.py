@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stablerep.engines.select import CompiledEngine
+from stablerep.engines.torch import TorchEngine
 from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
-from stablerep.generate.engines.opening import CompiledEngine
-from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.graphed import MOST_GRAPHS, Captured, Graphs, why_not
 from stablerep.generate.paint import Painted, paint_shard
 from stablerep.generate.pipeline import Pipeline

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from stablerep.engines import Engine
+from stablerep.engines.torch import TorchEngine
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.diffusers_schedule import open_schedule
-from stablerep.generate.engines import Engine
-from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from tests.generate import tiny_models

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import stablerep
 from stablerep.config import UserError
+from stablerep.engines.torch import TorchEngine
 from stablerep.generate import batch, online, screen
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.online import open_online, opener
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.screen import Marks

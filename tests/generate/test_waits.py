@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from stablerep.engines.torch import TorchEngine
 from stablerep.generate import batch
 from stablerep.generate.config import FUSED_SCHEDULERS
-from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.paint import paint_shard
 from stablerep.generate.pipeline import Pipeline
 from stablerep.prompts import Prompt

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from stablerep.config import UserError
-from stablerep.generate.engines import export, forms, parts
-from stablerep.generate.engines.parts import Part
-from stablerep.generate.engines.store import Recipe
+from stablerep.engines import forms, onnx_export, parts
+from stablerep.engines.parts import Part
+from stablerep.engines.store import Recipe
 
 FEWEST_ROWS_A_THREAD = 4
 FATAL = 4  # its errors are raised too, and said by us; its warnings are notes on its own layout passes
@@ -50,7 +50,7 @@ def version() -> str:
 
 def builder() -> str:
     """What made a graph that is made here."""
-    return export.exporter()
+    return onnx_export.exporter()
 
 
 def recipe(part: Part, most_rows: int) -> Recipe:
@@ -69,13 +69,13 @@ def recipe(part: Part, most_rows: int) -> Recipe:
 
 def why_not_build() -> str | None:
     """Why no graph can be made here."""
-    return export.why_not()
+    return onnx_export.why_not()
 
 
 def build(part: Part, most_rows: int, folder: Path) -> None:
     """Write the graph and its weights."""
     with forms.onnxruntime_forms(part.module):
-        export.export(part, folder)
+        onnx_export.export(part, folder)
 
 
 class Runner:
@@ -89,7 +89,7 @@ class Runner:
         self._dtype, self._device = dtype, device
         threads = torch.get_num_threads()
         self._blocks = threads if device.type == "cpu" and rows >= FEWEST_ROWS_A_THREAD * threads else 1
-        self._session = _open(folder / export.GRAPH_FILE, device, 1 if self._blocks > 1 else threads)
+        self._session = _open(folder / onnx_export.GRAPH_FILE, device, 1 if self._blocks > 1 else threads)
         self._pool = ThreadPoolExecutor(self._blocks) if self._blocks > 1 else None
         self._output_shape = self._session.get_outputs()[0].shape[1:]
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None

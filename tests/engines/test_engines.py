@@ -17,19 +17,20 @@ from torch import Tensor, nn
 
 import stablerep
 from stablerep.config import UserError
-from stablerep.generate.engines import Engine, export, native, onnx, opening, tensorrt
-from stablerep.generate.engines.opening import open_engine, open_part
-from stablerep.generate.engines.parts import Part, parts_of
-from stablerep.generate.engines.store import RECORD, Store
-from stablerep.generate.engines.torch import TorchEngine
-from stablerep.generate.engines.verify import verify
+from stablerep.engines import Engine, native, onnx, onnx_export, select, tensorrt
+from stablerep.engines.parts import Part, parts_of
+from stablerep.engines.select import open_engine, open_part
+from stablerep.engines.store import RECORD, Store
+from stablerep.engines.torch import TorchEngine
+from stablerep.engines.verify import verify
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.schedule import make_schedule
 from tests.generate.sampling import sample
 
 CPU = torch.device("cpu")
 needs_onnx = pytest.mark.skipif(
-    export.why_not() is not None or onnx.why_not(CPU, torch.float32) is not None, reason="the onnx extra is missing"
+    onnx_export.why_not() is not None or onnx.why_not(CPU, torch.float32) is not None,
+    reason="the onnx extra is missing",
 )
 
 
@@ -102,8 +103,8 @@ def test_onnx_takes_any_rows_on_any_threads(embedded: tuple[Store, Engine], pipe
 @needs_onnx
 def test_a_second_opening_builds_and_verifies_nothing(embedded, pipeline: Pipeline, monkeypatch) -> None:
     store, _ = embedded
-    monkeypatch.setattr(export, "export", lambda *_: pytest.fail("built again"))
-    monkeypatch.setattr(opening, "verify", lambda *_: pytest.fail("verified again"))
+    monkeypatch.setattr(onnx_export, "export", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(select, "verify", lambda *_: pytest.fail("verified again"))
     assert open_engine("onnx", pipeline, store, batch_size=7).name == "onnx"
     [unet] = [entry for entry in store.entries() if entry.recipe.part == "unet"]
     [found] = unet.verified.values()
@@ -139,7 +140,7 @@ def test_auto_without_the_extra_is_torch_and_says_so(pipeline: Pipeline, tmp_pat
 @needs_onnx
 def test_auto_builds_nothing(pipeline: Pipeline, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(native, "MOST_WEIGHTS", 0)
-    monkeypatch.setattr(export, "export", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(onnx_export, "export", lambda *_: pytest.fail("built"))
     with caplog.at_level(logging.INFO, "stablerep.generate"):
         assert open_engine("auto", pipeline, Store(tmp_path), batch_size=4).name == "torch"
     assert "onnx is not built for this model and batch size; --engine onnx builds it, once" in caplog.text
@@ -231,9 +232,9 @@ def test_verify_refuses(run) -> None:
 @needs_onnx
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
 def test_the_dtype_is_in_the_graph(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
-    export.export(tiny_part(dtype), tmp_path)  # checks the precision itself
+    onnx_export.export(tiny_part(dtype), tmp_path)  # checks the precision itself
     with pytest.raises(UserError, match=f"fp32 was asked for, but the graph holds {name}, latents .*, output"):
-        export.check_precision(tmp_path, "fp32")
+        onnx_export.check_precision(tmp_path, "fp32")
 
 
 @needs_onnx
@@ -241,7 +242,7 @@ def test_weights_of_another_dtype_are_an_error(tmp_path: Path) -> None:
     part = dataclasses.replace(tiny_part(torch.float16), dtype=torch.float32)
     part.module.forward = lambda latents: Tiny.forward(part.module, latents.half()).float()
     with pytest.raises(UserError, match="fp32 was asked for, but the graph holds fp16"):
-        export.export(part, tmp_path)
+        onnx_export.export(part, tmp_path)
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "tensorrt"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stablerep import cli
-from stablerep.generate.engines.store import Broken, Entry, Store
+from stablerep.engines.store import Broken, Entry, Store
 
 
 @pytest.fixture

@@ -14,20 +14,21 @@ import torch
 
 import stablerep
 from stablerep.config import UserError
+from stablerep.engines import onnx, onnx_export, tensorrt
+from stablerep.engines.memory import out_of_memory_is_torch_s
+from stablerep.engines.parts import parts_of
+from stablerep.engines.select import CompiledEngine, build_part, load, open_engine
+from stablerep.engines.store import Store
+from stablerep.engines.torch import TorchEngine
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.engines import export, onnx, tensorrt
-from stablerep.generate.engines.memory import out_of_memory_is_torch_s
-from stablerep.generate.engines.opening import CompiledEngine, build_part, load, open_engine
-from stablerep.generate.engines.parts import parts_of
-from stablerep.generate.engines.store import Store
-from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from tests.generate import tiny_models
 from tests.generate.test_models import NAMES, paint
 
 CPU = torch.device("cpu")
 needs_onnx = pytest.mark.skipif(
-    export.why_not() is not None or onnx.why_not(CPU, torch.float32) is not None, reason="the onnx extra is missing"
+    onnx_export.why_not() is not None or onnx.why_not(CPU, torch.float32) is not None,
+    reason="the onnx extra is missing",
 )
 # One block a way with text, and none without: exporting and compiling take by the operator.
 SMALLEST = {
@@ -35,7 +36,7 @@ SMALLEST = {
     "down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",),
 }  # fmt: skip
 needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None or export.why_not() is not None, reason="no TensorRT-RTX"
+    importlib.util.find_spec("tensorrt_rtx") is None or onnx_export.why_not() is not None, reason="no TensorRT-RTX"
 )
 
 
@@ -59,9 +60,9 @@ def test_a_graph_in_half_precision_has_no_mixed_types(tmp_path: Path) -> None:
     onnx_library = pytest.importorskip("onnx")
     tiny_models.save("sdxl-lcm", tmp_path / "model", unet=SMALLEST)
     part = parts_of(open_pipeline(str(tmp_path / "model"), CPU, dtype=torch.float16))["unet"]
-    export.export(part, tmp_path)
+    onnx_export.export(part, tmp_path)
     onnx_library.checker.check_model(
-        str(tmp_path / export.GRAPH_FILE), full_check=True
+        str(tmp_path / onnx_export.GRAPH_FILE), full_check=True
     )  # TensorRT's parser is as strict
 
 
@@ -100,7 +101,7 @@ def test_compile_counts_only_where_used(prompts: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited in Linux's way")
 def test_memory_that_runs_out_halves_the_batch(onnx_store: Path, tmp_path: Path) -> None:
     store = shutil.copytree(onnx_store, tmp_path / "store")
-    command = [sys.executable, "-m", "tests.generate.memory_driver", str(store)]
+    command = [sys.executable, "-m", "tests.engines.memory_driver", str(store)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # a thread more takes address space of its own
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     fitted, difference = map(int, run.stdout.split())

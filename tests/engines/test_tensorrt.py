@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from stablerep.config import UserError
+from stablerep.engines import onnx_export, tensorrt
+from stablerep.engines.commands import why_not_here
+from stablerep.engines.modules import Unet
+from stablerep.engines.parts import Part
+from stablerep.engines.select import build_part, open_engine
+from stablerep.engines.store import Store
 from stablerep.generate.conditioning import Conditioning
-from stablerep.generate.engines import export, tensorrt
-from stablerep.generate.engines.manage import why_not_here
-from stablerep.generate.engines.modules import Unet
-from stablerep.generate.engines.opening import build_part, open_engine
-from stablerep.generate.engines.parts import Part
-from stablerep.generate.engines.store import Store
 from stablerep.generate.pipeline import Pipeline
 
 CPU = torch.device("cpu")
 rtx = pytest.importorskip("tensorrt_rtx")
 pytestmark = [
-    pytest.mark.skipif(export.why_not() is not None, reason="the onnx extra is missing"),
+    pytest.mark.skipif(onnx_export.why_not() is not None, reason="the onnx extra is missing"),
     pytest.mark.skipif(tensorrt.why_not_build() is not None, reason="nothing here compiles plans"),
 ]
 
@@ -88,9 +88,9 @@ def test_a_plan_in_lower_precision_than_asked_is_an_error(tmp_path: Path, monkey
 
 
 def test_a_graph_that_the_parser_refuses_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / export.GRAPH_FILE).write_bytes(b"no graph")
+    (tmp_path / onnx_export.GRAPH_FILE).write_bytes(b"no graph")
     with pytest.raises(UserError, match="TensorRT cannot read the graph of vae_decoder") as refused:
-        tensorrt._compile(tiny_part(), tmp_path / export.GRAPH_FILE, 4)
+        tensorrt._compile(tiny_part(), tmp_path / onnx_export.GRAPH_FILE, 4)
     assert "\n" not in str(refused.value)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stablerep.generate.engines import parts
-from stablerep.generate.engines.parts import Part
+from stablerep.engines import parts
+from stablerep.engines.parts import Part
 
 Run = Callable[[dict[str, Tensor]], Tensor]
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from stablerep import native
 from stablerep.config import UserError
-from stablerep.generate.engines import weights
-from stablerep.generate.engines.architectures import decoder_network, unet_network
-from stablerep.generate.engines.network import Network, Text, Unfit
-from stablerep.generate.engines.parts import Part
-from stablerep.generate.engines.verify import Run
+from stablerep.engines.native import weights
+from stablerep.engines.native.architectures import decoder_network, unet_network
+from stablerep.engines.native.network import Network, Text, Unfit
+from stablerep.engines.parts import Part
+from stablerep.engines.verify import Run
 
 MOST_WEIGHTS = 100_000_000  # beyond, the convolutions' transformed weights, four times as many, fill the memory
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from stablerep.generate.engines import weights
-from stablerep.generate.engines.network import Map, Network, check
+from stablerep.engines.native import weights
+from stablerep.engines.native.network import Map, Network, check
 
 BLOCKS = (
     "CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", "CrossAttnUpBlock2D",

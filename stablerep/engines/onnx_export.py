@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from stablerep.config import UserError
-from stablerep.generate.engines import parts
-from stablerep.generate.engines.parts import Part
+from stablerep.engines import parts
+from stablerep.engines.parts import Part
 
 GRAPH_FILE = "model.onnx"
 # ONNX Runtime and TensorRT both know all of it; from 23 on attention is one operator, which older TensorRTs lack.

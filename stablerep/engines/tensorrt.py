@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from stablerep.config import UserError
-from stablerep.generate.engines import export, parts
-from stablerep.generate.engines.parts import Part
-from stablerep.generate.engines.store import Recipe
+from stablerep.engines import onnx_export, parts
+from stablerep.engines.parts import Part
+from stablerep.engines.store import Recipe
 
 PLAN_FILE = "model.plan"
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
@@ -46,7 +46,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def why_not_build() -> str | None:
     """Why no plan can be compiled here."""
-    if reason := _why_not_import() or export.why_not():
+    if reason := _why_not_import() or onnx_export.why_not():
         return reason
     if not _is_rtx() and not torch.cuda.is_available():
         return "TensorRT compiles on the GPU it compiles for, and there is none (TensorRT-RTX needs none)"
@@ -59,7 +59,7 @@ def version() -> str:
 
 def builder() -> str:
     """What made a plan that is made here."""
-    return f"{version()}, {export.exporter()}"
+    return f"{version()}, {onnx_export.exporter()}"
 
 
 def recipe(part: Part, most_rows: int) -> Recipe:
@@ -89,8 +89,8 @@ def build(part: Part, most_rows: int, folder: Path) -> None:
         UserError: TensorRT refuses the graph, or the plan is too small to hold the weights in the dtype asked for.
     """
     with tempfile.TemporaryDirectory(dir=folder) as graphs:
-        export.export(part, Path(graphs))
-        plan = _compile(part, Path(graphs) / export.GRAPH_FILE, most_rows)
+        onnx_export.export(part, Path(graphs))
+        plan = _compile(part, Path(graphs) / onnx_export.GRAPH_FILE, most_rows)
     weights = sum(weight.nbytes for weight in part.module.parameters())
     if plan.nbytes < 0.9 * weights:
         raise UserError(f"TensorRT kept {part.name} in {plan.nbytes} bytes, too few for weights in the dtype asked for")

@@ -17,7 +17,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from stablerep import native
-from stablerep.generate.engines import weights
+from stablerep.engines.native import weights
 
 LANES = weights.LANES
 

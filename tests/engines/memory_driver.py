@@ -1,4 +1,4 @@
-"""Paint with ONNX Runtime where memory runs out: python -m tests.generate.memory_driver STORE.
+"""Paint with ONNX Runtime where memory runs out: python -m tests.engines.memory_driver STORE.
 
 Prints the batch size that fitted and by how many grey levels the pictures differ from those painted with room.
 """
@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stablerep.engines.select import open_engine
+from stablerep.engines.store import Store
 from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.engines.opening import open_engine
-from stablerep.generate.engines.store import Store
 from stablerep.generate.paint import paint_shard
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.schedule import make_schedule

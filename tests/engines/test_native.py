@@ -17,12 +17,12 @@ from torch import Tensor, nn
 import stablerep
 from stablerep import native as compiled
 from stablerep.config import UserError
-from stablerep.generate.engines import Engine, native, opening
-from stablerep.generate.engines.network import Map, Network
-from stablerep.generate.engines.opening import open_engine
-from stablerep.generate.engines.parts import Part, parts_of
-from stablerep.generate.engines.store import Store
-from stablerep.generate.engines.torch import TorchEngine
+from stablerep.engines import Engine, native, select
+from stablerep.engines.native.network import Map, Network
+from stablerep.engines.parts import Part, parts_of
+from stablerep.engines.select import open_engine
+from stablerep.engines.store import Store
+from stablerep.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.schedule import make_schedule
 from tests.generate.sampling import sample
@@ -241,7 +241,7 @@ def test_it_paints_the_pictures_of_torch(pipeline: Pipeline, guidance_scale: flo
 
 def test_auto_takes_it_on_the_cpu_and_says_so(pipeline: Pipeline, monkeypatch, caplog) -> None:
     found = {"ok": True, "engine_ms": 5.0, "torch_ms": 10.0, "rows": 8}
-    monkeypatch.setattr(opening, "verify", lambda *_: found)
+    monkeypatch.setattr(select, "verify", lambda *_: found)
     with caplog.at_level(logging.INFO, "stablerep.generate"):
         assert open_engine("auto", pipeline, NOWHERE, batch_size=4).name == "native"
     assert "engine auto on cpu: native, measured ahead (5 ms for a UNet step of 8 rows, torch 10 ms)" in caplog.text

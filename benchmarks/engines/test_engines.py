@@ -13,13 +13,13 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from benchmarks.record import Bench
 from stablerep import ops
 from stablerep.config import UserError
+from stablerep.engines import Engine
+from stablerep.engines.parts import parts_of
+from stablerep.engines.select import open_engine
+from stablerep.engines.store import Store
+from stablerep.engines.torch import TorchEngine
 from stablerep.generate.batch import BatchSize, Painter, encode_prompts, paint_batch
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.engines import Engine
-from stablerep.generate.engines.opening import open_engine
-from stablerep.generate.engines.parts import parts_of
-from stablerep.generate.engines.store import Store
-from stablerep.generate.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline, default_generator, open_pipeline
 from stablerep.generate.schedule import make_schedule
 from stablerep.prompts import Prompt

@@ -9,10 +9,10 @@ import torch
 
 from stablerep import distributed
 from stablerep.config import UserError
-from stablerep.generate.engines.config import BuildConfig, ListConfig, PruneConfig, VerifyConfig
-from stablerep.generate.engines.opening import BACKENDS, Unusable, build_part, load, rows_of, where
-from stablerep.generate.engines.parts import Part, parts_of
-from stablerep.generate.engines.store import Broken, Entry, store_at
+from stablerep.engines.config import BuildConfig, ListConfig, PruneConfig, VerifyConfig
+from stablerep.engines.parts import Part, parts_of
+from stablerep.engines.select import BACKENDS, Unusable, build_part, load, rows_of, where
+from stablerep.engines.store import Broken, Entry, store_at
 from stablerep.generate.pipeline import DTYPES, open_pipeline
 
 

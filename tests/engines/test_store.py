@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stablerep.config import UserError
-from stablerep.generate.engines.store import RECORD, Broken, Entry, Recipe, Store
+from stablerep.engines.store import RECORD, Broken, Entry, Recipe, Store
 
 RECIPE = Recipe(
     part="unet",
