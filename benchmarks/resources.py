@@ -7,9 +7,6 @@ that did not fit and went to memory, ends it with exit code 1.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import pkgutil
 import re
 import shutil
 import subprocess
@@ -20,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from stablerep import ops
-from stablerep.ops.aot import CompileCase
+from stablerep.ops.contrastive.launch import compile_cases
+from stablerep.ops.impls import CompileCase
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 ARCHITECTURES = (80, 90, 100)
@@ -39,13 +36,6 @@ class Resources:
     @property
     def fits(self) -> bool:
         return self.spills == 0 and self.shared <= SHARED_LIMIT[self.architecture] * 1024
-
-
-def triton_cases() -> Iterator[CompileCase]:
-    """Every specialisation that the ops can launch, as their `_triton.py` list it."""
-    for op in pkgutil.iter_modules(ops.__path__, "stablerep.ops."):
-        if op.ispkg and importlib.util.find_spec(f"{op.name}._triton"):
-            yield from importlib.import_module(f"{op.name}._triton").compile_cases()
 
 
 def of_triton(case: CompileCase, architecture: int) -> Resources:
@@ -104,7 +94,7 @@ def all_resources() -> list[Resources]:
     """Compile everything, two at a time."""
     nvcc = shutil.which("nvcc")
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(of_triton, case, a) for case in triton_cases() for a in case.targets]
+        jobs = [pool.submit(of_triton, case, a) for case in compile_cases() for a in case.targets]
         found = [job.result() for job in jobs]
         if nvcc:
             sources = sorted(CSRC.glob("*.cu"))

@@ -43,13 +43,13 @@ def test_guided_step(bench: Bench, device: str, name: str, dtype: torch.dtype) -
     def native_step() -> tuple[torch.Tensor, torch.Tensor]:
         return guided_step(*inputs, impl="native")
 
-    expected = reference.guided_step(*inputs)
-    impls: dict[str, Case] = {"reference": lambda: reference.guided_step(*inputs)}
+    expected = reference(*inputs)
+    impls: dict[str, Case] = {"reference": lambda: reference(*inputs)}
     if native.why_not(device) is None:
         torch.testing.assert_close(native_step(), expected, rtol=1e-5, atol=1e-5)
         impls = {"native": native_step, **impls}
     if not bench.quick:
-        compiled = torch.compile(reference.guided_step)
+        compiled = torch.compile(reference)
         torch.testing.assert_close(compiled(*inputs), expected, rtol=1e-5, atol=1e-5)
         impls["torch.compile"] = lambda: compiled(*inputs)
     impls |= {"diffusers": diffusers, "copy of as many bytes": copy}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.record import Bench, Case, Work
 from stablerep.ops import multi_positive_loss
-from stablerep.ops.multi_positive_loss import reference
+from stablerep.ops.contrastive import reference
 
 IMAGES_PER_CAPTION = 6
 TEMPERATURE = 0.1

@@ -30,12 +30,12 @@ def test_to_pixels(bench: Bench, device: str, name: str, layout: str) -> None:
         return tv.to_dtype(resized.add(1).mul(0.5).clamp(0, 1), torch.uint8, scale=True).permute(0, 2, 3, 1)
 
     def pil() -> np.ndarray:  # what a diffusers pipeline does: bytes at full size, then PIL
-        full = reference.to_pixels(images, None).cpu().numpy()
+        full = reference(images, None).cpu().numpy()
         size = (image_size or shape[3], image_size or shape[2])
         return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR)) for one in full])
 
-    expected = reference.to_pixels(images, image_size)
-    impls: dict[str, Case] = {"reference": lambda: reference.to_pixels(images, image_size)}
+    expected = reference(images, image_size)
+    impls: dict[str, Case] = {"reference": lambda: reference(images, image_size)}
     if native.why_not(device) is None:
         pool, slots = torch.empty_like(expected), torch.arange(len(images), device=device)
         actual = to_pixels(images, image_size, impl="native")
@@ -47,7 +47,7 @@ def test_to_pixels(bench: Bench, device: str, name: str, layout: str) -> None:
             **impls,
         }
     if not bench.quick:
-        compiled = torch.compile(reference.to_pixels)
+        compiled = torch.compile(reference)
         assert (compiled(images, image_size).int() - expected.int()).abs().max() <= 1
         impls["torch.compile"] = lambda: compiled(images, image_size)
     impls |= {"torchvision": torchvision, "PIL": pil, "copy of the input": lambda: images.clone()}

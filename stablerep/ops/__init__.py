@@ -1,9 +1,8 @@
-"""Operations on torch tensors, one folder each; every one works on the CPU and on CUDA."""
+"""Operations on torch tensors; every one works on the CPU and on CUDA."""
 
+from stablerep.ops.contrastive import image_text_loss, multi_positive_loss
 from stablerep.ops.guided_step import guided_step
-from stablerep.ops.image_text_loss import image_text_loss
 from stablerep.ops.impls import ImplUnavailable
-from stablerep.ops.multi_positive_loss import multi_positive_loss
 from stablerep.ops.philox_normal import philox_normal
 from stablerep.ops.strong_augment import AugmentSpec, strong_augment
 from stablerep.ops.to_pixels import to_pixels

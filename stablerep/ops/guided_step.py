@@ -9,11 +9,9 @@ from torch import Tensor
 
 from stablerep import native
 from stablerep.ops import impls
-from stablerep.ops.guided_step import _native, reference
 
 Impl = Literal["auto", "native", "reference"]
 IMPLS = {"native": native.why_not, "reference": impls.anywhere}
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def guided_step(
@@ -46,15 +44,37 @@ def guided_step(
     return torch.ops.stablerep.guided_step.default(latents, output, previous_x0, table, step, guidance_scale, impl)
 
 
+def reference(
+    latents: Tensor,  # [B, ...]
+    output: Tensor,  # [2B, ...] without and with text, or [B, ...]
+    previous_x0: Tensor,  # [B, ...]
+    table: Tensor,  # [S, 5]
+    step: Tensor,  # [] int64
+    guidance_scale: Tensor,  # [] or [B]
+) -> tuple[Tensor, Tensor]:
+    """The step as on a whiteboard, in float32 (float64 for float64 latents) up to the rounding of both results."""
+    exact = torch.promote_types(latents.dtype, torch.float32)
+    x, predicted, before = latents.to(exact), output.to(exact), previous_x0.to(exact)
+    row = table.to(exact).index_select(0, step.clamp(0, len(table) - 1).reshape(1))[0]
+    a, b, c, d, e = row.where((step >= 0) & (step < len(table)), torch.nan)
+    if len(output) != len(latents):
+        without, with_text = predicted.chunk(2)
+        scale = guidance_scale.to(exact).reshape(-1, *[1] * (latents.ndim - 1))
+        predicted = torch.lerp(without, with_text, scale)
+    x0 = a * x + b * predicted
+    x = c * x + d * x0 + e * before.where(e != 0, 0)
+    return x.to(latents.dtype), x0.to(latents.dtype)
+
+
 def _check(
     latents: Tensor, output: Tensor, previous_x0: Tensor, table: Tensor, step: Tensor, guidance_scale: Tensor
 ) -> None:
-    if latents.dtype not in DTYPES or previous_x0.dtype != latents.dtype:
+    if latents.dtype not in impls.DTYPES or previous_x0.dtype != latents.dtype:
         raise TypeError(
             "guided_step: latents must be float32, bfloat16 or float16 and previous_x0 the same, "
             f"got {latents.dtype} and {previous_x0.dtype}"
         )
-    if output.dtype != latents.dtype and (latents.dtype != torch.float32 or output.dtype not in DTYPES):
+    if output.dtype != latents.dtype and (latents.dtype != torch.float32 or output.dtype not in impls.DTYPES):
         raise TypeError(f"guided_step: output must be {latents.dtype} as the latents are, got {output.dtype}")
     if table.dtype != torch.float32 or step.dtype != torch.int64 or guidance_scale.dtype != torch.float32:
         raise TypeError(
@@ -91,6 +111,32 @@ def _layout(output: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def _native(
+    latents: Tensor, output: Tensor, previous_x0: Tensor, table: Tensor, step: Tensor, guidance_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """csrc/guided_step.cpp and .cu; latents, output and previous_x0 lie in one memory layout, without gaps."""
+    table, guidance_scale = table.contiguous(), guidance_scale.contiguous()
+    updated, x0 = torch.empty_like(latents), torch.empty_like(latents)
+    batch = len(latents)
+    module = native.module()
+    call = module.GuidedStep(
+        *(tensor.data_ptr() for tensor in (latents, output, previous_x0, table, step, guidance_scale, updated, x0)),
+        batch,
+        latents.numel() // max(1, batch),
+        len(table),
+        len(output) != batch,
+        guidance_scale.ndim == 1,
+        impls.DTYPES.index(latents.dtype),
+        impls.DTYPES.index(output.dtype),
+    )
+    if latents.is_cuda:
+        stream = torch.cuda.current_stream(latents.device).cuda_stream
+        module.guided_step_cuda(call, latents.device.index, stream)
+    else:
+        module.guided_step(call, torch.get_num_threads())
+    return updated, x0
+
+
 def _run(
     latents: Tensor,
     output: Tensor,
@@ -101,7 +147,7 @@ def _run(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     chosen = impls.choose("guided_step", impl, latents.device.type, IMPLS)
-    run = _native.guided_step if chosen == "native" else reference.guided_step
+    run = _native if chosen == "native" else reference
     layout = _layout(output)
     latents, output, previous_x0 = (
         tensor.contiguous(memory_format=layout) for tensor in (latents, output, previous_x0)

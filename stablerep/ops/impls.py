@@ -1,4 +1,7 @@
-"""Which implementation of an op runs: "auto" decides once per op and device and says so, a named one runs or raises."""
+"""Which implementation of an op runs, and what it takes to compile one without a GPU.
+
+"auto" decides once per op and device and says so, a named implementation runs or raises.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 WhyNot = Callable[[str], str | None]  # device type -> why an implementation cannot run there
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that native code takes, in the order of csrc/floats.h
 
 log = logging.getLogger("stablerep.ops")
 
@@ -62,3 +69,22 @@ def triton(device_type: str) -> str | None:
 def anywhere(device_type: str) -> str | None:
     """The WhyNot of plain torch code."""
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileCase:
+    """One specialisation of one Triton kernel; names of arguments are those of the kernel's Python function."""
+
+    name: str
+    kernel: Any  # triton.runtime.JITFunction
+    signature: Mapping[str, str]  # every argument: "*bf16", "*fp32", "*i64", "i32", "fp32", or "constexpr"
+    constexprs: Mapping[str, Any] = field(default_factory=dict)
+    num_warps: int
+    num_stages: int
+    targets: tuple[int, ...] = (80, 90, 100)  # compute capabilities that it is launched on
+
+    @property
+    def attributes(self) -> dict[tuple[int], list[list[Any]]]:
+        """Pointers are multiples of 16, as those of torch's tensors: at run time Triton sees that by itself."""
+        places = enumerate(self.kernel.arg_names)
+        return {(i,): [["tt.divisibility", 16]] for i, name in places if self.signature[name].startswith("*")}

@@ -14,13 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stablerep.ops import ImplUnavailable, contrast, contrast_tiled, image_text_loss
-from stablerep.ops.captions import captions
-from tests.ops import precision
+from stablerep.ops import ImplUnavailable, image_text_loss
+from stablerep.ops.contrastive import batch
+from tests.ops import contrastive
+from tests.ops.contrastive import IMPLS, RAGGED, TILES
 
-RAGGED = [0, 0, 0, 7, 7, 3, 5, 5, 5, 5, -2, 7]  # captions with 3, 3, 1, 4 and 1 images
-IMPLS = ["tiled", "reference"]
-TILES = [(512, 4096), (4, 3), (3, 7)]  # the real one, and some that cut small batches everywhere
 Sides = tuple[Tensor, Tensor, Tensor, Tensor]  # images, texts, labels, logit_scale
 
 
@@ -69,9 +67,7 @@ def loss_and_gradients(given: Sides, impl: str | None) -> list[Tensor]:
 )
 def test_is_the_oracle(impl: str, labels: list[int], dim: int, logit_scale: float, tile: tuple[int, int]) -> None:
     given_sides = sides(labels, dim, logit_scale)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrast_tiled, "TILE_ROWS", tile[0])
-        patch.setattr(contrast_tiled, "TILE_COLUMNS", tile[1])
+    with contrastive.tiles_of(*tile):
         actual = loss_and_gradients(given_sides, impl)
     torch.testing.assert_close(actual, loss_and_gradients(given_sides, None), rtol=1e-7, atol=1e-9)
 
@@ -84,15 +80,14 @@ def test_one_image_a_caption_is_clip() -> None:
 
 
 @pytest.mark.parametrize("logit_scale", [3.0, 80.0])  # without and with a maximum carried along
-def test_gradcheck(logit_scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrast_tiled, "TILE_ROWS", 4)
-    monkeypatch.setattr(contrast_tiled, "TILE_COLUMNS", 6)
+def test_gradcheck(logit_scale: float) -> None:
     images, texts, labels, scale = sides(RAGGED, logit_scale=logit_scale)
     leaves = [tensor.requires_grad_() for tensor in (images, texts, scale)]
-    assert torch.autograd.gradcheck(lambda u, v, s: image_text_loss(u, v, labels, s, impl="tiled"), leaves)
+    with contrastive.tiles_of(4, 6):
+        assert torch.autograd.gradcheck(lambda u, v, s: image_text_loss(u, v, labels, s, impl="tiled"), leaves)
 
 
-def run_rounded(rows: int, dim: int, logit_scale: float, impl: str, dtype: torch.dtype) -> precision.Results:
+def run_rounded(rows: int, dim: int, logit_scale: float, impl: str, dtype: torch.dtype) -> contrastive.Results:
     generator = torch.Generator().manual_seed(rows)
     labels = torch.randint(0, max(1, rows // 5), (rows,), generator=generator)
     images, texts = (torch.randn(rows, dim, generator=generator).to(dtype) for _ in range(2))
@@ -102,7 +97,7 @@ def run_rounded(rows: int, dim: int, logit_scale: float, impl: str, dtype: torch
 
 
 def check_precision(rows: int, dim: int, logit_scale: float, dtype: torch.dtype, impl: str, floor: float) -> None:
-    precision.check(lambda *args: run_rounded(rows, dim, logit_scale, *args), impl, dtype, floor)
+    contrastive.check_precision(lambda *args: run_rounded(rows, dim, logit_scale, *args), impl, dtype, floor)
 
 
 @pytest.mark.parametrize("logit_scale", [14.3, 100.0])
@@ -124,28 +119,28 @@ def test_error_of_triton_is_that_of_the_reference(
     interpreted(check_precision, rows, dim, 50.0, dtype, "triton", TRITON_FLOOR[dtype])
 
 
-def parts(impl: str, dtype: torch.dtype, share: int) -> list[Tensor]:
+def gradients_of_shares(impl: str, dtype: torch.dtype, share: int) -> list[Tensor]:
     """Gradients of every rank's rows, put together; of the scale, summed."""
     images, texts, labels, logit_scale = sides(RAGGED * 2, 20)
     images, texts = images.to(dtype), texts.to(dtype)
     logit_scale = logit_scale.to(dtype)
-    common = images, texts, contrast.inverse_norm(images), contrast.inverse_norm(texts)
+    common = images, texts, batch.inverse_norm(images), batch.inverse_norm(texts)
     firsts, ops = range(0, len(labels), share), torch.ops.stablerep
     lse = torch.cat([ops.image_text_lse(*common, logit_scale, first, share, impl) for first in firsts], 1)
     one = torch.ones((), dtype=dtype)
     gradients = [
-        ops.image_text_loss_backward(one, logit_scale, *common, *captions(labels), lse, first, share, impl)
+        ops.image_text_loss_backward(one, logit_scale, *common, *batch.captions_of(labels), lse, first, share, impl)
         for first in firsts
     ]
     for_images, for_texts, for_scale = zip(*gradients, strict=True)
     return [torch.cat(for_images), torch.cat(for_texts), torch.stack(for_scale).sum()]
 
 
-def test_parts_of_the_rows(interpreted: Callable[..., Any]) -> None:
+def test_a_rank_s_share_of_the_rows(interpreted: Callable[..., Any]) -> None:
     exact = loss_and_gradients(sides(RAGGED * 2, 20), None)[1:]
     for share in (6, 24):
-        torch.testing.assert_close(parts("tiled", torch.float64, share), exact, rtol=1e-9, atol=1e-11)
-    triton = [gradient.double() for gradient in interpreted(parts, "triton", torch.float32, 6)]
+        torch.testing.assert_close(gradients_of_shares("tiled", torch.float64, share), exact, rtol=1e-9, atol=1e-11)
+    triton = [gradient.double() for gradient in interpreted(gradients_of_shares, "triton", torch.float32, 6)]
     torch.testing.assert_close(triton, exact, rtol=1e-4, atol=1e-5)
 
 
@@ -203,14 +198,14 @@ def test_bad_input() -> None:
 
 def test_torch_sees_through() -> None:
     images, texts, labels, logit_scale = sides(RAGGED)
-    common = images, texts, contrast.inverse_norm(images), contrast.inverse_norm(texts)
-    who, ops, one = captions(labels), torch.ops.stablerep, torch.ones((), dtype=torch.float64)
+    common = images, texts, batch.inverse_norm(images), batch.inverse_norm(texts)
+    captions, ops, one = batch.captions_of(labels), torch.ops.stablerep, torch.ones((), dtype=torch.float64)
     torch.library.opcheck(ops.image_text_lse.default, (*common, logit_scale, 2, 6, "tiled"))
     lse = ops.image_text_lse(*common, logit_scale, 0, len(labels), "tiled")
-    backward = one, logit_scale, *common, *who, lse, 2, 6, "tiled"
+    backward = one, logit_scale, *common, *captions, lse, 2, 6, "tiled"
     torch.library.opcheck(ops.image_text_loss_backward.default, backward)
     leaves = [tensor.clone().requires_grad_() for tensor in (images[2:8], texts[2:8], logit_scale)]
-    torch.library.opcheck(ops.image_text_loss.default, (*leaves, *common, *who, lse, 2, 2, "tiled"))
+    torch.library.opcheck(ops.image_text_loss.default, (*leaves, *common, *captions, lse, 2, 2, "tiled"))
 
     compiled = torch.compile(image_text_loss, fullgraph=True, backend="aot_eager")
     losses, gradients = [], []
@@ -223,7 +218,7 @@ def test_torch_sees_through() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def own_part(labels: list[int], impl: str) -> list[Tensor]:
+def gradients_of_this_rank(labels: list[int], impl: str) -> list[Tensor]:
     """Loss and gradients of this rank, which holds an equal share of the rows."""
     images, texts, label, logit_scale = sides(labels)
     rows = slice(*(len(labels) // dist.get_world_size() * (dist.get_rank() + end) for end in (0, 1)))
@@ -233,7 +228,7 @@ def own_part(labels: list[int], impl: str) -> list[Tensor]:
 @pytest.mark.parametrize(("world_size", "impl"), [(2, "tiled"), (4, "tiled"), (2, "reference")])
 def test_captions_that_span_ranks(run_ranks: Callable[..., list[Any]], world_size: int, impl: str) -> None:
     loss, *exact = loss_and_gradients(sides(RAGGED), None)
-    results = run_ranks(world_size, own_part, RAGGED, impl)
+    results = run_ranks(world_size, gradients_of_this_rank, RAGGED, impl)
     for rank_loss, *_ in results:
         assert float(rank_loss) == pytest.approx(float(loss), rel=1e-9)
     _, images, texts, logit_scales = zip(*results, strict=True)

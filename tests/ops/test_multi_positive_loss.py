@@ -13,13 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stablerep.ops import ImplUnavailable, contrast, contrast_tiled, multi_positive_loss, ranks
-from stablerep.ops.captions import captions
-from tests.ops import precision
-
-RAGGED = [0, 0, 0, 7, 7, 3, 5, 5, 5, 5, -2, 7]  # captions with 3, 3, 1, 4 and 1 images
-IMPLS = ["tiled", "reference"]
-TILES = [(512, 4096), (4, 3), (3, 7)]  # the real one, and some that cut small batches everywhere
+from stablerep.ops import ImplUnavailable, multi_positive_loss
+from stablerep.ops.contrastive import batch
+from tests.ops import contrastive
+from tests.ops.contrastive import IMPLS, RAGGED, TILES
 
 
 def oracle(features: Tensor, labels: Tensor, temperature: float) -> float:
@@ -75,9 +72,7 @@ def loss_and_gradient(features: Tensor, labels: Tensor, temperature: float, impl
 )
 def test_is_the_oracle(impl: str, labels: list[int], dim: int, temperature: float, tile: tuple[int, int]) -> None:
     features, label = features_and_labels(labels, dim)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrast_tiled, "TILE_ROWS", tile[0])
-        patch.setattr(contrast_tiled, "TILE_COLUMNS", tile[1])
+    with contrastive.tiles_of(*tile):
         loss, gradient = loss_and_gradient(features, label, temperature, impl)
     assert loss.dtype == torch.float64
     assert float(loss) == pytest.approx(oracle(features, label, temperature), rel=1e-9, abs=1e-9)
@@ -87,18 +82,17 @@ def test_is_the_oracle(impl: str, labels: list[int], dim: int, temperature: floa
 
 @pytest.mark.parametrize("temperature", [0.5, 0.01])  # without and with a maximum carried along
 @pytest.mark.parametrize("labels", [RAGGED, [0, 1, 2], [4, 4], [1] * 21])
-def test_gradient(labels: list[int], temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrast_tiled, "TILE_ROWS", 4)
-    monkeypatch.setattr(contrast_tiled, "TILE_COLUMNS", 6)
+def test_gradient(labels: list[int], temperature: float) -> None:
     features, label = features_and_labels(labels)
-    _, gradient = loss_and_gradient(features, label, temperature, "tiled")
-    torch.testing.assert_close(gradient, closed_gradient(features, label, temperature), rtol=1e-9, atol=1e-11)
-    assert torch.autograd.gradcheck(
-        lambda f: multi_positive_loss(f, label, temperature, impl="tiled"), features.requires_grad_()
-    )
+    with contrastive.tiles_of(4, 6):
+        _, gradient = loss_and_gradient(features, label, temperature, "tiled")
+        torch.testing.assert_close(gradient, closed_gradient(features, label, temperature), rtol=1e-9, atol=1e-11)
+        assert torch.autograd.gradcheck(
+            lambda f: multi_positive_loss(f, label, temperature, impl="tiled"), features.requires_grad_()
+        )
 
 
-def run_rounded(rows: int, dim: int, temperature: float, impl: str, dtype: torch.dtype) -> precision.Results:
+def run_rounded(rows: int, dim: int, temperature: float, impl: str, dtype: torch.dtype) -> contrastive.Results:
     generator = torch.Generator().manual_seed(rows)
     label = torch.randint(0, max(1, rows // 5), (rows,), generator=generator)
     features = torch.randn(rows, dim, generator=generator).to(dtype)
@@ -108,7 +102,7 @@ def run_rounded(rows: int, dim: int, temperature: float, impl: str, dtype: torch
 
 
 def check_precision(rows: int, dim: int, temperature: float, dtype: torch.dtype, impl: str, floor: float) -> None:
-    precision.check(lambda *args: run_rounded(rows, dim, temperature, *args), impl, dtype, floor)
+    contrastive.check_precision(lambda *args: run_rounded(rows, dim, temperature, *args), impl, dtype, floor)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
@@ -131,27 +125,27 @@ def test_error_of_triton_is_that_of_the_reference(
     interpreted(check_precision, rows, dim, temperature, dtype, "triton", TRITON_FLOOR[dtype])
 
 
-def parts(impl: str, dtype: torch.dtype, labels: list[int], share: int) -> tuple[Tensor, Tensor, Tensor]:
+def lse_and_gradient(impl: str, dtype: torch.dtype, labels: list[int], share: int) -> tuple[Tensor, Tensor, Tensor]:
     """LSE and gradient of every rank's rows, put together, and the gradient as one rank has it."""
     features, label = features_and_labels(labels, 20)
     features = features.to(dtype)
-    norms, who = contrast.inverse_norm(features), captions(label)
+    norms, captions = batch.inverse_norm(features), batch.captions_of(label)
     firsts = range(0, len(labels), share)
     forward, backward = torch.ops.stablerep.multi_positive_lse, torch.ops.stablerep.multi_positive_loss_backward
     lse = torch.cat([forward(features, norms, first, share, 10.0, impl) for first in firsts])
     one = torch.ones((), dtype=norms.dtype)
-    gradient = [backward(one, features, norms, *who, lse, first, share, 10.0, impl) for first in firsts]
-    return lse, torch.cat(gradient), backward(one, features, norms, *who, lse, 0, len(labels), 10.0, impl)
+    gradient = [backward(one, features, norms, *captions, lse, first, share, 10.0, impl) for first in firsts]
+    return lse, torch.cat(gradient), backward(one, features, norms, *captions, lse, 0, len(labels), 10.0, impl)
 
 
-def test_parts_of_the_rows(interpreted: Callable[..., Any]) -> None:
+def test_a_rank_s_share_of_the_rows(interpreted: Callable[..., Any]) -> None:
     features, label = features_and_labels(RAGGED * 2, 20)
     exact = closed_gradient(features, label, 0.1)
     for share in (4, 6, 12):
-        lse, gradient, whole = parts("tiled", torch.float64, RAGGED * 2, share)
+        lse, gradient, whole = lse_and_gradient("tiled", torch.float64, RAGGED * 2, share)
         torch.testing.assert_close(gradient, exact, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(whole, exact, rtol=1e-9, atol=1e-11)
-        triton_lse, triton_gradient, _ = interpreted(parts, "triton", torch.float32, RAGGED * 2, share)
+        triton_lse, triton_gradient, _ = interpreted(lse_and_gradient, "triton", torch.float32, RAGGED * 2, share)
         torch.testing.assert_close(triton_lse.double() * math.log(2), lse, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(triton_gradient.double(), exact, rtol=1e-4, atol=1e-5)
 
@@ -245,14 +239,16 @@ def test_bad_input(interpreted: Callable[..., Any]) -> None:
 
 def test_torch_sees_through() -> None:
     features, label = features_and_labels(RAGGED)
-    norms, who, ops = contrast.inverse_norm(features), captions(label), torch.ops.stablerep
+    norms, captions, ops = batch.inverse_norm(features), batch.captions_of(label), torch.ops.stablerep
     arguments = features, norms, 2, 6, 10.0, "tiled"
     torch.library.opcheck(ops.multi_positive_lse.default, arguments)
     lse = ops.multi_positive_lse(features, norms, 0, len(features), 10.0, "tiled")
     one = torch.ones((), dtype=torch.float64)
-    torch.library.opcheck(ops.multi_positive_loss_backward.default, (one, features, norms, *who, lse, *arguments[2:]))
+    torch.library.opcheck(
+        ops.multi_positive_loss_backward.default, (one, features, norms, *captions, lse, *arguments[2:])
+    )
     own = features[2:8].clone().requires_grad_()
-    torch.library.opcheck(ops.multi_positive_loss.default, (own, features, norms, *who, lse, 2, 2, 10.0, "tiled"))
+    torch.library.opcheck(ops.multi_positive_loss.default, (own, features, norms, *captions, lse, 2, 2, 10.0, "tiled"))
 
     compiled = torch.compile(loss_of_twice, fullgraph=True, backend="aot_eager")
     leaves = features.clone().requires_grad_(), features.clone().requires_grad_()
@@ -267,12 +263,12 @@ def loss_of_twice(features: Tensor, label: Tensor) -> Tensor:
     return multi_positive_loss(features * 2, label) * 3
 
 
-def own_part(labels: list[int], impl: str) -> tuple[float, Tensor]:
+def loss_and_gradient_of_this_rank(labels: list[int], impl: str) -> tuple[float, Tensor]:
     """Loss and gradient of this rank, which holds an equal share of the rows."""
     features, label = features_and_labels(labels)
     rows = slice(*(len(labels) // dist.get_world_size() * (dist.get_rank() + end) for end in (0, 1)))
     loss, gradient = loss_and_gradient(features[rows], label[rows], 0.1, impl)
-    assert ranks.rank(None) == dist.get_rank()
+    assert batch.rank(None) == dist.get_rank()
     return float(loss), gradient
 
 
@@ -281,10 +277,10 @@ def own_part(labels: list[int], impl: str) -> tuple[float, Tensor]:
 def test_captions_that_span_ranks(run_ranks: Callable[..., list[Any]], world_size: int, impl: str) -> None:
     features, label = features_and_labels(RAGGED)
     exact = closed_gradient(features, label, 0.1)
-    shares = run_ranks(world_size, own_part, RAGGED, impl)
+    shares = run_ranks(world_size, loss_and_gradient_of_this_rank, RAGGED, impl)
     for loss, _ in shares:
         assert loss == pytest.approx(oracle(features, label, 0.1), rel=1e-9)
-    gradient = torch.cat([part for _, part in shares])
+    gradient = torch.cat([rows for _, rows in shares])
     torch.testing.assert_close(gradient, world_size * exact, rtol=1e-9, atol=1e-11)  # DDP divides by world_size
 
 

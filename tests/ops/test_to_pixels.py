@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stablerep import native
 from stablerep.ops import ImplUnavailable, to_pixels
-from stablerep.ops.to_pixels import reference
+from stablerep.ops.to_pixels import geometry, reference
 
 NATIVE_MISSING = native.why_not("cpu")
 needs_native = pytest.mark.skipif(NATIVE_MISSING is not None, reason=NATIVE_MISSING or "")
@@ -25,12 +25,12 @@ def draw(batch: int, height: int, width: int, dtype: torch.dtype = torch.float32
 
 def assert_same_levels(ours: Tensor, images: Tensor, image_size: int | None) -> None:
     """Equal, but where the exact value lies so near to the middle of two levels that a float's last bits decide."""
-    expected = reference.to_pixels(images, image_size)
+    expected = reference(images, image_size)
     assert ours.shape == expected.shape
     different = ours != expected
     assert (ours.int() - expected.int()).abs().max() <= 1 if ours.numel() else True
     assert different.sum() <= max(2, 1e-3 * ours.numel())
-    height, width, top, left = reference.geometry(*images.shape[-2:], image_size)
+    height, width, top, left = geometry(*images.shape[-2:], image_size)
     exact = images.double().contiguous(memory_format=torch.channels_last)
     if exact.shape[-2:] != (height, width):
         exact = torch.nn.functional.interpolate(exact, size=(height, width), mode="bilinear", antialias=True)
@@ -89,7 +89,7 @@ def test_rounding_and_clamping(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_that_are_no_numbers(impl: str, dtype: torch.dtype) -> None:
+def test_nan_and_infinity(impl: str, dtype: torch.dtype) -> None:
     images = torch.full((1, 3, 24, 24), 0.5, dtype=dtype)
     images[0, 0, 10, 12], images[0, 1, 3, 4], images[0, 2, 20, 7] = torch.nan, torch.inf, -torch.inf
     whole = to_pixels(images, impl=impl)
@@ -126,7 +126,7 @@ def test_a_pool_and_its_slots_at_odd_places() -> None:
     store = torch.zeros(9, 7, 7, 3, dtype=torch.uint8)
     images = draw(3, 9, 14)[..., ::2]
     to_pixels(images, 7, store[2:6], torch.tensor([0, 9, 3, 9, 1])[::2], impl="native")
-    expected = reference.to_pixels(images, 7)
+    expected = reference(images, 7)
     assert torch.equal(store[[2, 5, 3]], expected)
     assert not store[[0, 1, 4, 6, 7, 8]].any()
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from stablerep.ops import contrast, impls, ranks
-from stablerep.ops.captions import Captions, captions
-from stablerep.ops.image_text_loss import _tiled, reference
+from stablerep.ops import impls
+from stablerep.ops.contrastive import batch, reference, tiled
+from stablerep.ops.contrastive.batch import Backend, Captions
 
 OP = "image_text_loss"
 Impl = Literal["auto", "triton", "tiled", "reference"]
@@ -51,30 +50,28 @@ def image_text_loss(
     if not floating or dtypes[0] != dtypes[1] or dtypes[2] != torch.int64:
         raise TypeError(f"{OP}: features must be of one float type, labels int64, logit_scale float, got {dtypes}")
     chosen = impls.choose(OP, impl, image_features.device.type, IMPLS)
-    contrast.check(OP, chosen, image_features)
-    logit_scale = logit_scale.to(contrast.compute_dtype(image_features.dtype))
+    batch.check_impl(OP, chosen, image_features)
+    logit_scale = logit_scale.to(batch.compute_dtype(image_features.dtype))
     if image_features.numel() == 0:
         return (image_features.sum() + text_features.sum()) * logit_scale  # 0, and still part of the graph
-    images, texts = ranks.gather(image_features, group), ranks.gather(text_features, group)
-    labels = ranks.gather(labels, group)
-    length, world_size = len(image_features), ranks.size(group)
-    first = ranks.rank(group) * length
+    images, texts = batch.gather(image_features, group), batch.gather(text_features, group)
+    labels = batch.gather(labels, group)
+    length, world_size = len(image_features), batch.world_size(group)
+    first = batch.rank(group) * length
     with torch.autocast(image_features.device.type, enabled=False):
         if chosen == "reference":
-            return _all_on_this_rank(
-                image_features, text_features, images, texts, labels, logit_scale, first, world_size
-            )
-        norms = contrast.inverse_norm(images), contrast.inverse_norm(texts)
+            return _reference(image_features, text_features, images, texts, labels, logit_scale, first, world_size)
+        norms = batch.inverse_norm(images), batch.inverse_norm(texts)
         scale = logit_scale.detach()
         lse = torch.ops.stablerep.image_text_lse(images, texts, *norms, scale, first, length, chosen)
-        lse = ranks.gather(lse.T, group).T.contiguous()
+        lse = batch.gather(lse.T, group).T.contiguous()
         return torch.ops.stablerep.image_text_loss(
-            image_features, text_features, logit_scale, images, texts, *norms, *captions(labels), lse, first,
+            image_features, text_features, logit_scale, images, texts, *norms, *batch.captions_of(labels), lse, first,
             world_size, chosen,
         )  # fmt: skip
 
 
-def _all_on_this_rank(
+def _reference(
     image_features: Tensor, text_features: Tensor, images: Tensor, texts: Tensor, labels: Tensor, logit_scale: Tensor,
     first: int, world_size: int,
 ) -> Tensor:  # fmt: skip
@@ -87,12 +84,14 @@ def _all_on_this_rank(
     return loss.detach() + world_size * (loss - loss.detach())
 
 
-def _module(impl: str) -> ModuleType:
+def _backend(
+    impl: str, images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor, logit_scale: Tensor
+) -> Backend:
     if impl == "tiled":
-        return _tiled
-    from stablerep.ops.image_text_loss import _triton  # takes half a second, and only CUDA needs it
+        return tiled.ImageText(images, texts, image_norms, text_norms, logit_scale)
+    from stablerep.ops.contrastive import launch  # takes half a second, and only CUDA needs it
 
-    return _triton
+    return launch.ImageText(images, texts, image_norms, text_norms, logit_scale)
 
 
 @torch.library.custom_op("stablerep::image_text_lse", mutates_args=())
@@ -102,7 +101,8 @@ def _lse(
 ) -> Tensor:  # fmt: skip
     """[2, length] log-sum-exp of rows first .. of images over texts, of texts over images; Triton: in base 2."""
     with torch.autocast(images.device.type, enabled=False):
-        return _module(impl).logsumexp(images, texts, image_norms, text_norms, logit_scale, first, length)
+        backend = _backend(impl, images, texts, image_norms, text_norms, logit_scale)
+        return backend.logsumexp(slice(first, first + length))
 
 
 @_lse.register_fake
@@ -131,7 +131,8 @@ def _loss(
     impl: str,
 ) -> Tensor:
     """The loss of all rows, which is cheap once their LSE are known: O(N D)."""
-    return _module(impl).loss(images, texts, image_norms, text_norms, logit_scale, Captions(order, slot, size), lse)
+    backend = _backend(impl, images, texts, image_norms, text_norms, logit_scale)
+    return backend.loss(Captions(order, slot, size), lse)
 
 
 @_loss.register_fake
@@ -150,9 +151,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """factor times the gradients of images and texts first .. first + length - 1, and of logit_scale through those."""
     with torch.autocast(images.device.type, enabled=False):
-        who = Captions(order, slot, size)
-        for_images, for_texts, for_scale = _module(impl).gradient(
-            factor, images, texts, image_norms, text_norms, logit_scale, who, lse, first, length
+        backend = _backend(impl, images, texts, image_norms, text_norms, logit_scale)
+        for_images, for_texts, for_scale = backend.gradient(
+            factor, Captions(order, slot, size), lse, slice(first, first + length)
         )
     return for_images.to(images.dtype), for_texts.to(texts.dtype), for_scale
 

@@ -68,6 +68,25 @@ def _scores(
     return scores
 
 
+@triton.jit
+def _tile_scores(
+    q, q_ptr, k_ptr, q_scale, k_scale_ptr, first_row, num_q, first_column, num_k, self_at,
+    D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RESIDENT: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
+):  # fmt: skip
+    """The tile's scores, its rows of k where whole rows stay in shared memory, and which rows of k these are."""
+    if RESIDENT:
+        k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D)
+        products = _dot(q, tl.trans(k), tl.zeros((ROWS, COLUMNS), tl.float32))
+    else:
+        k = None
+        products = _streamed_products(q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS)
+    column = tl.minimum(first_column + tl.arange(0, COLUMNS), num_k - 1)
+    k_scale = tl.load(k_scale_ptr + column)
+    scores = _scores(products, q_scale, k_scale, first_row, first_column, num_k, self_at, ROWS, COLUMNS, EXCLUDE_SELF)
+    return scores, k, column
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _logsumexp(
     q_ptr, k_ptr,  # [num_q, D], [num_k, D]
@@ -81,6 +100,7 @@ def _logsumexp(
     split = tl.program_id(1)
     row = first_row + tl.arange(0, ROWS)
     q_scale = tl.load(q_scale_ptr + tl.minimum(row, num_q - 1))
+    q = None
     if RESIDENT:
         q = _rows(q_ptr, first_row, num_q, 0, ROWS, DEPTH, D)
     highest = tl.full((ROWS,), LOWEST, tl.float32)
@@ -88,16 +108,10 @@ def _logsumexp(
     last = tl.minimum((split + 1) * blocks_per_split, tl.cdiv(num_k, COLUMNS))
     for block in range(split * blocks_per_split, last):
         first_column = block * COLUMNS
-        if RESIDENT:
-            k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D)
-            products = _dot(q, tl.trans(k), tl.zeros((ROWS, COLUMNS), tl.float32))
-        else:
-            products = _streamed_products(q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS)
-        column = tl.minimum(first_column + tl.arange(0, COLUMNS), num_k - 1)
-        k_scale = tl.load(k_scale_ptr + column)
-        scores = _scores(
-            products, q_scale, k_scale, first_row, first_column, num_k, self_at, ROWS, COLUMNS, EXCLUDE_SELF
-        )
+        scores, _, _ = _tile_scores(
+            q, q_ptr, k_ptr, q_scale, k_scale_ptr, first_row, num_q, first_column, num_k, self_at,
+            D, DEPTH, ROWS, COLUMNS, RESIDENT, EXCLUDE_SELF,
+        )  # fmt: skip
         if UNSHIFTED:
             total += tl.sum(tl.exp2(scores), 1)
         else:
@@ -128,22 +142,17 @@ def _weighted_rows(
     q_scale = tl.load(q_scale_ptr + bounded_row)
     q_lse = tl.load(q_lse_ptr + bounded_row)
     q_weight = tl.exp2(-q_lse)
+    q = None
     if RESIDENT:
         q = _rows(q_ptr, first_row, num_q, 0, ROWS, DEPTH, D)
     sums = tl.zeros((ROWS, OUT_DEPTH), tl.float32)
     last = tl.minimum((split + 1) * blocks_per_split, tl.cdiv(num_k, COLUMNS))
     for block in range(split * blocks_per_split, last):
         first_column = block * COLUMNS
-        if RESIDENT:
-            k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D)
-            products = _dot(q, tl.trans(k), tl.zeros((ROWS, COLUMNS), tl.float32))
-        else:
-            products = _streamed_products(q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS)
-        column = tl.minimum(first_column + tl.arange(0, COLUMNS), num_k - 1)
-        k_scale = tl.load(k_scale_ptr + column)
-        scores = _scores(
-            products, q_scale, k_scale, first_row, first_column, num_k, self_at, ROWS, COLUMNS, EXCLUDE_SELF
-        )
+        scores, k, column = _tile_scores(
+            q, q_ptr, k_ptr, q_scale, k_scale_ptr, first_row, num_q, first_column, num_k, self_at,
+            D, DEPTH, ROWS, COLUMNS, RESIDENT, EXCLUDE_SELF,
+        )  # fmt: skip
         k_lse = tl.load(k_lse_ptr + column)
         if UNSHIFTED:  # one exponential for both directions
             weights = tl.exp2(scores) * (q_weight[:, None] + tl.exp2(-k_lse)[None, :])

@@ -1,4 +1,4 @@
-"""Launches of contrast_triton: which tile, how many programs, and the list of all that can be launched."""
+"""Both losses on CUDA: which kernels, which tile, how many programs, and all that can be launched."""
 
 from __future__ import annotations
 
@@ -12,76 +12,12 @@ import torch
 import triton
 from torch import Tensor
 
-from stablerep.ops import contrast_triton as kernels
-from stablerep.ops.aot import CompileCase
-from stablerep.ops.captions import Captions
+from stablerep.ops.contrastive import kernels
+from stablerep.ops.contrastive.batch import MOST_UNSHIFTED_SCALE, Captions
+from stablerep.ops.impls import CompileCase
 
-MOST_UNSHIFTED_SCALE = 64.0  # as in contrast_tiled: sums of 2^score need no maximum up to here
 LOG2_E = math.log2(math.e)
 INTERPRETED_PROCESSORS = 4  # few, but enough that tests split the columns
-
-
-@dataclass(frozen=True)
-class Tile:
-    rows: int
-    columns: int
-    depth: int  # features a step of the product takes; all of them: the rows stay in shared memory
-    out_depth: int  # features of the result a program owns
-    num_warps: int
-    num_stages: int
-
-
-def _tile(kernel: str, dtype: torch.dtype, dim: int, large: bool) -> Tile:
-    """large: 220 KiB of shared memory a program and wgmma or later (H100, B200); else at most 99 KiB (A100, RTX).
-
-    The largest tiles that compile without a spill; a float32 product needs its operands twice, for their rest.
-    """
-    width = max(16, triton.next_power_of_2(dim))
-    if dtype == torch.float32:
-        depth = min(width, 32)
-        if kernel == "logsumexp":
-            return Tile(128, 64, depth, 0, 8, 3 if large else 2)
-        return Tile(64, 32, depth, min(width, 128), 8, 2)
-    if kernel == "logsumexp":
-        if width > 256:
-            return Tile(128, 128, 64, 0, 8, 3) if large else Tile(128, 64, 64, 0, 8, 2)
-        return Tile(128, 128, width, 0, 8, 2 if width == 256 else 3) if large else Tile(128, 64, width, 0, 8, 2)
-    if width <= (256 if dtype == torch.bfloat16 else 128):
-        return Tile(128, 64, width, width, 8, 3) if large else Tile(64, 64, width, width, 8, 2)
-    if dtype == torch.float16:
-        return Tile(128, 64, 64, 128, 8, 2)  # its second operand is made anew in registers
-    return Tile(64, 64, 64, 256, 8, 2)
-
-
-@functools.cache
-def _device(device: torch.device) -> tuple[int, bool]:
-    """Processors, and whether large tiles fit."""
-    if device.type != "cuda":
-        return INTERPRETED_PROCESSORS, True
-    properties = torch.cuda.get_device_properties(device)
-    shared_memory = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
-    return properties.multi_processor_count, shared_memory >= 220 * 1024
-
-
-def _grid(tile: Tile, num_q: int, num_k: int, out_dim: int, processors: int) -> tuple[tuple[int, int, int], int]:
-    """Programs, and column blocks for each. Few rows (a rank's share of a large batch): the columns are split too."""
-    row_blocks, column_blocks = triton.cdiv(num_q, tile.rows), triton.cdiv(num_k, tile.columns)
-    out_blocks = triton.cdiv(out_dim, tile.out_depth) if tile.out_depth else 1
-    blocks_per_split = triton.cdiv(column_blocks, max(1, processors // (row_blocks * out_blocks)))
-    return (row_blocks, triton.cdiv(column_blocks, blocks_per_split), out_blocks), blocks_per_split
-
-
-def _constants(tile: Tile, dim: int, self_at: int | None, unshifted: bool) -> dict[str, Any]:
-    return {
-        "D": dim,
-        "DEPTH": tile.depth,
-        "ROWS": tile.rows,
-        "COLUMNS": tile.columns,
-        "RESIDENT": tile.depth >= dim,
-        "EXCLUDE_SELF": self_at is not None,
-        "UNSHIFTED": unshifted,
-        **({"OUT_DEPTH": tile.out_depth} if tile.out_depth else {}),
-    }
 
 
 class Side(NamedTuple):
@@ -91,14 +27,79 @@ class Side(NamedTuple):
     inverse_norm: Tensor  # [N]
     scale: Tensor  # [N], so that q.scale_i k.scale_j is both inverse norms x scale of the cosines x log2(e)
 
-    def part(self, first: int, length: int) -> Side:
-        return Side(*(tensor[first : first + length] for tensor in self))
+    def of(self, rows: slice) -> Side:
+        return Side(*(tensor[rows] for tensor in self))
 
 
 class Positives(NamedTuple):
     slot: Tensor  # [M] of each row of q in sums
     share: Tensor  # [M] weight of a positive in the row's gradient
     sums: Tensor  # [N, D] caption sums of k
+
+
+class MultiPositive:
+    """The Backend of multi_positive_loss: 3 units of 2 N^2 D arithmetic (forward 1, backward 2)."""
+
+    def __init__(self, rows: Tensor, inverse_norm: Tensor, scale: float) -> None:
+        # The scale is halved between both sides: score (i, j) is score (j, i) to the last bit.
+        self.side = Side(rows, inverse_norm, inverse_norm * math.sqrt(scale * LOG2_E))
+        self.scale, self.unshifted = scale, scale <= MOST_UNSHIFTED_SCALE
+
+    def logsumexp(self, own: slice) -> Tensor:  # in base 2
+        return logsumexp(self.side.of(own), self.side, own.start, self.unshifted)
+
+    def loss(self, captions: Captions, lse: Tensor) -> Tensor:
+        sums = caption_sums(self.side, captions)
+        positive = positive_cosines(self.side, captions.slot, sums, exclude_self=True)
+        others = captions.size - 1
+        return (lse * math.log(2) - self.scale * positive / others).masked_fill_(others == 0, 0).sum() / len(lse)
+
+    def gradient(self, factor: Tensor, captions: Captions, lse: Tensor, own: slice) -> tuple[Tensor]:
+        others = (captions.size - 1).to(lse.dtype)
+        lse = lse.masked_fill(others == 0, torch.inf)
+        share = (2.0 / others[own]).masked_fill_(others[own] == 0, 0)
+        positives = Positives(captions.slot[own], share, caption_sums(self.side, captions))
+        factor = factor * (self.scale / len(lse))
+        side = self.side.of(own)
+        return (gradient(side, self.side, lse[own], lse, positives, factor, own.start, self.unshifted)[0],)
+
+
+class ImageText:
+    """The Backend of image_text_loss: 6 units of 2 N^2 D arithmetic, 3 for each direction.
+
+    The scale is known to the device only, so that a maximum is always carried along.
+    """
+
+    def __init__(
+        self, images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor, logit_scale: Tensor
+    ) -> None:
+        self.logit_scale = logit_scale
+        # The images take the scale in both directions: score (i, j) is the same number in both.
+        self.images = Side(images, image_norms, image_norms * (logit_scale * LOG2_E))
+        self.texts = Side(texts, text_norms, text_norms)
+
+    def logsumexp(self, own: slice) -> Tensor:  # [2, length] in base 2, of images over texts, of texts over images
+        over_texts = logsumexp(self.images.of(own), self.texts, self_at=None, unshifted=False)
+        over_images = logsumexp(self.texts.of(own), self.images, self_at=None, unshifted=False)
+        return torch.stack([over_texts, over_images])
+
+    def loss(self, captions: Captions, lse: Tensor) -> Tensor:
+        sums = caption_sums(self.texts, captions)
+        positive = positive_cosines(self.images, captions.slot, sums, exclude_self=False)
+        return (lse.mean(0) * math.log(2) - self.logit_scale * positive / captions.size).mean()
+
+    def gradient(self, factor: Tensor, captions: Captions, lse: Tensor, own: slice) -> tuple[Tensor, Tensor, Tensor]:
+        slot, share = captions.slot[own], 2 / captions.size[own].to(lse.dtype)
+        factor = factor / (2 * lse.shape[1])
+
+        def of(q: Side, k: Side, q_lse: Tensor, k_lse: Tensor) -> tuple[Tensor, Tensor]:
+            positives = Positives(slot, share, caption_sums(k, captions))
+            by_scale = factor * self.logit_scale
+            return gradient(q.of(own), k, q_lse[own], k_lse, positives, by_scale, self_at=None, unshifted=False)
+
+        for_images, along = of(self.images, self.texts, lse[0], lse[1])
+        for_texts, _ = of(self.texts, self.images, lse[1], lse[0])
+        return for_images, for_texts, along.sum() * factor
 
 
 def logsumexp(
@@ -190,13 +191,82 @@ def _caption_block(dim: int) -> tuple[int, int]:
     return max(8, 2048 // width), width
 
 
+@dataclass(frozen=True)
+class Tile:
+    rows: int
+    columns: int
+    depth: int  # features a step of the product takes; all of them: the rows stay in shared memory
+    out_depth: int  # features of the result a program owns
+    num_warps: int
+    num_stages: int
+
+
+def _tile(kernel: str, dtype: torch.dtype, dim: int, large: bool) -> Tile:
+    """large: 220 KiB of shared memory a program and wgmma or later (H100, B200); else at most 99 KiB (A100, RTX).
+
+    The largest tiles that compile without a spill; a float32 product needs its operands twice, for their rest.
+    """
+    width = max(16, triton.next_power_of_2(dim))
+    if dtype == torch.float32:
+        depth = min(width, 32)
+        if kernel == "logsumexp":
+            return Tile(128, 64, depth, 0, 8, 3 if large else 2)
+        return Tile(64, 32, depth, min(width, 128), 8, 2)
+    if kernel == "logsumexp":
+        if width > 256:
+            return Tile(128, 128, 64, 0, 8, 3) if large else Tile(128, 64, 64, 0, 8, 2)
+        return Tile(128, 128, width, 0, 8, 2 if width == 256 else 3) if large else Tile(128, 64, width, 0, 8, 2)
+    if width <= (256 if dtype == torch.bfloat16 else 128):
+        return Tile(128, 64, width, width, 8, 3) if large else Tile(64, 64, width, width, 8, 2)
+    if dtype == torch.float16:
+        return Tile(128, 64, 64, 128, 8, 2)  # its second operand is made anew in registers
+    return Tile(64, 64, 64, 256, 8, 2)
+
+
+@functools.cache
+def _device(device: torch.device) -> tuple[int, bool]:
+    """Processors, and whether large tiles fit."""
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS, True
+    properties = torch.cuda.get_device_properties(device)
+    shared_memory = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return properties.multi_processor_count, shared_memory >= 220 * 1024
+
+
+def _grid(tile: Tile, num_q: int, num_k: int, out_dim: int, processors: int) -> tuple[tuple[int, int, int], int]:
+    """Programs, and column blocks for each. Few rows (a rank's share of a large batch): the columns are split too."""
+    row_blocks, column_blocks = triton.cdiv(num_q, tile.rows), triton.cdiv(num_k, tile.columns)
+    out_blocks = triton.cdiv(out_dim, tile.out_depth) if tile.out_depth else 1
+    blocks_per_split = triton.cdiv(column_blocks, max(1, processors // (row_blocks * out_blocks)))
+    return (row_blocks, triton.cdiv(column_blocks, blocks_per_split), out_blocks), blocks_per_split
+
+
+def _constants(tile: Tile, dim: int, self_at: int | None, unshifted: bool) -> dict[str, Any]:
+    return {
+        "D": dim,
+        "DEPTH": tile.depth,
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
+        "RESIDENT": tile.depth >= dim,
+        "EXCLUDE_SELF": self_at is not None,
+        "UNSHIFTED": unshifted,
+        **({"OUT_DEPTH": tile.out_depth} if tile.out_depth else {}),
+    }
+
+
 # A dim for each branch of _tile; odd ones need masks.
 COMPILED_DIMS = {torch.float32: (20, 100, 256), torch.bfloat16: (20, 128, 256, 768), torch.float16: (20, 128, 256)}
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 INTEGERS = {**dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr"), "*i64"), **dict.fromkeys(kernels.SIZES, "i32")}
 
 
-def compile_cases(op: str, exclude_self: bool, unshifted: tuple[bool, ...]) -> Iterator[CompileCase]:
+def compile_cases() -> Iterator[CompileCase]:
+    """Every specialisation that the losses can launch."""
+    yield from _compile_cases("image_text_loss", exclude_self=False, unshifted=(False,))
+    yield from _compile_cases("multi_positive_loss", exclude_self=True, unshifted=(True, False))
+
+
+def _compile_cases(op: str, exclude_self: bool, unshifted: tuple[bool, ...]) -> Iterator[CompileCase]:
     self_at = 0 if exclude_self else None
     for dtype, dims in COMPILED_DIMS.items():
         for dim in dims:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from stablerep.ops import contrast, impls, ranks
-from stablerep.ops.captions import Captions, captions
-from stablerep.ops.multi_positive_loss import _tiled, reference
+from stablerep.ops import impls
+from stablerep.ops.contrastive import batch, reference, tiled
+from stablerep.ops.contrastive.batch import Backend, Captions
 
 OP = "multi_positive_loss"
 Impl = Literal["auto", "triton", "tiled", "reference"]
@@ -56,24 +55,24 @@ def multi_positive_loss(
     if not 0 < temperature < math.inf:
         raise ValueError(f"{OP}: temperature must be a positive number, got {temperature}")
     chosen = impls.choose(OP, impl, features.device.type, IMPLS)
-    contrast.check(OP, chosen, features)
+    batch.check_impl(OP, chosen, features)
     if features.numel() == 0:
-        return features.to(contrast.compute_dtype(features.dtype)).sum()  # 0, and still part of the graph
-    rows, labels = ranks.gather(features, group), ranks.gather(labels, group)
-    first, world_size = ranks.rank(group) * len(features), ranks.size(group)
+        return features.to(batch.compute_dtype(features.dtype)).sum()  # 0, and still part of the graph
+    rows, labels = batch.gather(features, group), batch.gather(labels, group)
+    first, world_size = batch.rank(group) * len(features), batch.world_size(group)
     with torch.autocast(features.device.type, enabled=False):
         if chosen == "reference":
-            return _all_on_this_rank(features, rows, labels, first, temperature, world_size)
-        inverse_norm = contrast.inverse_norm(rows)
-        order, slot, size = captions(labels)
+            return _reference(features, rows, labels, first, temperature, world_size)
+        inverse_norm = batch.inverse_norm(rows)
+        order, slot, size = batch.captions_of(labels)
         lse = torch.ops.stablerep.multi_positive_lse(rows, inverse_norm, first, len(features), 1 / temperature, chosen)
         return torch.ops.stablerep.multi_positive_loss(
-            features, rows, inverse_norm, order, slot, size, ranks.gather(lse, group), first, world_size,
+            features, rows, inverse_norm, order, slot, size, batch.gather(lse, group), first, world_size,
             1 / temperature, chosen,
         )  # fmt: skip
 
 
-def _all_on_this_rank(
+def _reference(
     features: Tensor, rows: Tensor, labels: Tensor, first: int, temperature: float, world_size: int
 ) -> Tensor:
     rows = torch.cat([rows[:first], features, rows[first + len(features) :]])  # gradient to the own ones only
@@ -83,19 +82,19 @@ def _all_on_this_rank(
     return loss.detach() + world_size * (loss - loss.detach())
 
 
-def _module(impl: str) -> ModuleType:
+def _backend(impl: str, rows: Tensor, inverse_norm: Tensor, scale: float) -> Backend:
     if impl == "tiled":
-        return _tiled
-    from stablerep.ops.multi_positive_loss import _triton  # takes half a second, and only CUDA needs it
+        return tiled.MultiPositive(rows, inverse_norm, scale)
+    from stablerep.ops.contrastive import launch  # takes half a second, and only CUDA needs it
 
-    return _triton
+    return launch.MultiPositive(rows, inverse_norm, scale)
 
 
 @torch.library.custom_op("stablerep::multi_positive_lse", mutates_args=())
 def _lse(rows: Tensor, inverse_norm: Tensor, first: int, length: int, scale: float, impl: str) -> Tensor:
     """[length] log-sum-exp of rows first .. first + length - 1 over all others; Triton: in base 2."""
     with torch.autocast(rows.device.type, enabled=False):
-        return _module(impl).logsumexp(rows, inverse_norm, first, length, scale)
+        return _backend(impl, rows, inverse_norm, scale).logsumexp(slice(first, first + length))
 
 
 @_lse.register_fake
@@ -118,7 +117,7 @@ def _loss(
     impl: str,
 ) -> Tensor:
     """The loss of all rows, which is cheap once their LSE is known: O(N D)."""
-    return _module(impl).loss(rows, inverse_norm, Captions(order, slot, size), lse, scale)
+    return _backend(impl, rows, inverse_norm, scale).loss(Captions(order, slot, size), lse)
 
 
 @_loss.register_fake
@@ -136,8 +135,9 @@ def _backward(
 ) -> Tensor:  # fmt: skip
     """[length, D] factor times the gradient of rows first .. first + length - 1."""
     with torch.autocast(rows.device.type, enabled=False):
-        who = Captions(order, slot, size)
-        gradient = _module(impl).gradient(factor, rows, inverse_norm, who, lse, first, length, scale)
+        (gradient,) = _backend(impl, rows, inverse_norm, scale).gradient(
+            factor, Captions(order, slot, size), lse, slice(first, first + length)
+        )
     return gradient.to(rows.dtype)
 
 

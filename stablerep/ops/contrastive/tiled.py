@@ -1,4 +1,4 @@
-"""Softmax over scaled cosines in tiles, in plain torch: what the losses share where BLAS does the products.
+"""Both losses over tiles of scores with BLAS products, in plain torch.
 
 A tile of scores is computed, used and forgotten; the extra memory is two tiles and a few matrices of N x D.
 q is k marks a symmetric score matrix: each pair of blocks is then computed once, for its rows and for its columns.
@@ -13,11 +13,90 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from stablerep.ops.contrastive.batch import MOST_UNSHIFTED_SCALE, Captions
+
 # 512 x 4096 scores, 8 MiB: products at the rate of BLAS, and few calls, each of which waits for its slowest thread.
 # 256 to 1024 rows and 1024 to 8192 columns are within 5 % on one thread.
 TILE_ROWS, TILE_COLUMNS = 512, 4096
-# exp(score) and its sum over a billion columns stay normal float32 numbers up to this scale: no maximum is needed.
-MOST_UNSHIFTED_SCALE = 64.0
+
+
+class MultiPositive:
+    """The Backend of multi_positive_loss: 2 units of 2 N^2 D arithmetic where all rows are this rank's, else 3."""
+
+    def __init__(self, rows: Tensor, inverse_norm: Tensor, scale: float) -> None:
+        self.inverse_norm, self.scale = inverse_norm, scale
+        self.unit = rows * inverse_norm[:, None]
+
+    def logsumexp(self, own: slice) -> Tensor:
+        return logsumexp(self._rows(own), self.unit, self.scale, self_at=own.start)[0]
+
+    def loss(self, captions: Captions, lse: Tensor) -> Tensor:
+        others = _caption_sums(self.unit, captions)[captions.slot].sub_(self.unit)
+        positive = others.mul_(self.unit).sum(1) / (captions.size - 1)
+        return (lse - self.scale * positive).masked_fill_(captions.size == 1, 0).sum() / len(self.unit)
+
+    def gradient(self, factor: Tensor, captions: Captions, lse: Tensor, own: slice) -> tuple[Tensor]:
+        rows = self._rows(own)
+        lse = lse.masked_fill(captions.size == 1, torch.inf)
+        gradient, _ = weighted_rows(rows, self.unit, self.scale, lse[own], lse, self_at=own.start)
+        size = captions.size[own]
+        share = torch.where(size > 1, 2 / (size - 1).to(self.unit.dtype), 0)
+        others = _caption_sums(self.unit, captions)[captions.slot[own]].sub_(rows)
+        gradient.addcmul_(others, share[:, None], value=-1).mul_(factor * self.scale / len(self.unit))
+        return (normalize_backward(gradient, rows, self.inverse_norm[own])[0],)
+
+    def _rows(self, own: slice) -> Tensor:
+        return self.unit if own == slice(0, len(self.unit)) else self.unit[own]  # q is k: symmetric scores
+
+
+class ImageText:
+    """The Backend of image_text_loss: 4 units of 2 N^2 D arithmetic where all rows are this rank's.
+
+    Each tile serves both directions then; several ranks hold only their rows' tiles of each direction: 6 units.
+    """
+
+    def __init__(
+        self, images: Tensor, texts: Tensor, image_norms: Tensor, text_norms: Tensor, logit_scale: Tensor
+    ) -> None:
+        self.image_norms, self.text_norms, self.logit_scale = image_norms, text_norms, logit_scale
+        self.images, self.texts = images * image_norms[:, None], texts * text_norms[:, None]
+        # Not a float elsewhere: other devices would have to wait.
+        self.scale = float(logit_scale) if logit_scale.device.type == "cpu" else logit_scale
+
+    def logsumexp(self, own: slice) -> Tensor:  # [2, length] of images over texts, of texts over images
+        u, v = self.images, self.texts
+        if own == slice(0, len(u)):
+            return torch.stack(logsumexp(u, v, self.scale, columns=True))
+        return torch.stack([logsumexp(u[own], v, self.scale)[0], logsumexp(v[own], u, self.scale)[0]])
+
+    def loss(self, captions: Captions, lse: Tensor) -> Tensor:
+        positive = _caption_means(self.texts, captions).mul_(self.images).sum(1)
+        return (lse.mean(0) - self.logit_scale * positive).mean()
+
+    def gradient(self, factor: Tensor, captions: Captions, lse: Tensor, own: slice) -> tuple[Tensor, Tensor, Tensor]:
+        u, v = self.images, self.texts
+        if own == slice(0, len(u)):
+            for_images, for_texts = weighted_rows(u, v, self.scale, lse[0], lse[1], columns=True)
+        else:
+            for_images, _ = weighted_rows(u[own], v, self.scale, lse[0, own], lse[1])
+            for_texts, _ = weighted_rows(v[own], u, self.scale, lse[1, own], lse[0])
+        for_images.sub_(_caption_means(v, captions, own), alpha=2)
+        for_texts.sub_(_caption_means(u, captions, own), alpha=2)
+        factor = factor / (2 * len(u))
+        by_scale = factor * self.logit_scale
+        for_images, along = normalize_backward(for_images, u[own], self.image_norms[own] * by_scale)
+        for_texts, _ = normalize_backward(for_texts, v[own], self.text_norms[own] * by_scale)
+        return for_images, for_texts, along.sum() * factor
+
+
+def _caption_sums(unit: Tensor, captions: Captions) -> Tensor:
+    """[N, D] sums of unit rows over captions, each in its caption's slot."""
+    return torch.zeros_like(unit).index_add_(0, captions.slot, unit)
+
+
+def _caption_means(unit: Tensor, captions: Captions, rows: slice = slice(None)) -> Tensor:
+    """For each of the rows, the mean over the rows of its caption."""
+    return _caption_sums(unit, captions)[captions.slot[rows]].div_(captions.size[rows, None])
 
 
 def logsumexp(
@@ -74,8 +153,8 @@ def weighted_rows(
     return for_q, for_k
 
 
-def through_norm(gradient: Tensor, unit: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of unit rows [M, D], in place that of the rows before normalisation; and gradient . unit [M]."""
+def normalize_backward(gradient: Tensor, unit: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of unit rows [M, D] becomes, in place, that of the rows; and gradient . unit [M]."""
     along = (gradient * unit).sum(1)
     return gradient.addcmul_(unit, along[:, None], value=-1).mul_(inverse[:, None]), along
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stablerep.ops.philox_normal.reference import LOW, philox4x32_10
+from stablerep.ops.philox_normal import LOW, philox4x32_10
 from stablerep.ops.strong_augment.spec import AugmentSpec
 
 WORDS = 16  # of csrc/augment.h: AugmentParams
