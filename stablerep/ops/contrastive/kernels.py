@@ -128,12 +128,17 @@ def _logsumexp(
 def _weighted_rows(
     q_ptr, k_ptr, q_scale_ptr, k_scale_ptr, k_inverse_norm_ptr,  # as above; [num_k]
     q_lse_ptr, k_lse_ptr,  # [num_q], [num_k] in base 2, +inf where the row has no part in the loss
+    q_slot_ptr, k_slot_ptr, share_ptr,  # [num_q], [num_k] equal = positives; [num_q] weight of a positive
     out_ptr,  # [splits, num_q, D] float32
     num_q, num_k, self_at, blocks_per_split,
     D: tl.constexpr, DEPTH: tl.constexpr, OUT_DEPTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     RESIDENT: tl.constexpr, EXCLUDE_SELF: tl.constexpr, UNSHIFTED: tl.constexpr,
 ):  # fmt: skip
-    """Sum over columns j of (2^(score - q_lse_i) + 2^(score - k_lse_j)) times the unit row k_j."""
+    """Sum over columns j of (2^(score - q_lse_i) + 2^(score - k_lse_j) - [positive] share_i) times the unit row k_j.
+
+    Positives are subtracted from the weights, not from the sums: of features that collapse the sums nearly cancel, and
+    what is left would be rounding.
+    """
     first_row = tl.program_id(0) * ROWS
     split = tl.program_id(1)
     out_column = tl.program_id(2) * OUT_DEPTH
@@ -142,6 +147,8 @@ def _weighted_rows(
     q_scale = tl.load(q_scale_ptr + bounded_row)
     q_lse = tl.load(q_lse_ptr + bounded_row)
     q_weight = tl.exp2(-q_lse)
+    q_slot = tl.load(q_slot_ptr + bounded_row).to(tl.int32)
+    share = tl.load(share_ptr + bounded_row)
     q = None
     if RESIDENT:
         q = _rows(q_ptr, first_row, num_q, 0, ROWS, DEPTH, D)
@@ -158,6 +165,9 @@ def _weighted_rows(
             weights = tl.exp2(scores) * (q_weight[:, None] + tl.exp2(-k_lse)[None, :])
         else:
             weights = tl.exp2(scores - q_lse[:, None]) + tl.exp2(scores - k_lse[None, :])
+        k_slot = tl.load(k_slot_ptr + column).to(tl.int32)
+        positive = (q_slot[:, None] == k_slot[None, :]) & (scores > -float("inf"))
+        weights -= tl.where(positive, share[:, None], 0.0)
         if not RESIDENT:
             k = _rows(k_ptr, first_column, num_k, out_column, COLUMNS, OUT_DEPTH, D)
         k_inverse_norm = tl.load(k_inverse_norm_ptr + column)
@@ -216,26 +226,21 @@ def _positives(
 
 @triton.jit(do_not_specialize=SIZES)
 def _gradient(
-    q_ptr, q_inverse_norm_ptr, slot_ptr, share_ptr, sums_ptr,  # as above; [num_q] weight of a positive
+    q_ptr, q_inverse_norm_ptr,  # as above
     weighted_ptr, num_splits,  # [splits, num_q, D] of _weighted_rows
     factor_ptr,  # [1]
     out_ptr,  # [num_q, D] factor times the gradient of the rows, in their precision
     along_ptr,  # [num_q] gradient of the unit row, without factor, times the unit row
     num_q,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     mask = (row[:, None] < num_q) & (column[None, :] < D)
     place = row[:, None] * D + column[None, :]
     scale = tl.load(q_inverse_norm_ptr + row, mask=row < num_q, other=0.0)
-    slot = tl.load(slot_ptr + row, mask=row < num_q, other=0)
-    share = tl.load(share_ptr + row, mask=row < num_q, other=0.0)
     unit = tl.load(q_ptr + place, mask=mask, other=0.0).to(tl.float32) * scale[:, None]
-    others = tl.load(sums_ptr + slot[:, None] * D + column[None, :], mask=mask, other=0.0)
-    if EXCLUDE_SELF:
-        others -= unit
-    gradient = -share[:, None] * others
+    gradient = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for split in range(num_splits):
         gradient += tl.load(weighted_ptr + tl.cast(split, tl.int64) * num_q * D + place, mask=mask, other=0.0)
     along = tl.sum(gradient * unit, 1)

@@ -32,9 +32,9 @@ class Side(NamedTuple):
 
 
 class Positives(NamedTuple):
-    slot: Tensor  # [M] of each row of q in sums
+    q_slot: Tensor  # [M] equal = positives
+    k_slot: Tensor  # [N]
     share: Tensor  # [M] weight of a positive in the row's gradient
-    sums: Tensor  # [N, D] caption sums of k
 
 
 class MultiPositive:
@@ -58,7 +58,7 @@ class MultiPositive:
         others = (captions.size - 1).to(lse.dtype)
         lse = lse.masked_fill(others == 0, torch.inf)
         share = (2.0 / others[own]).masked_fill_(others[own] == 0, 0)
-        positives = Positives(captions.slot[own], share, caption_sums(self.side, captions))
+        positives = Positives(captions.slot[own], captions.slot, share)
         factor = factor * (self.scale / len(lse))
         side = self.side.of(own)
         return (gradient(side, self.side, lse[own], lse, positives, factor, own.start, self.unshifted)[0],)
@@ -89,11 +89,10 @@ class ImageText:
         return (lse.mean(0) * math.log(2) - self.logit_scale * positive / captions.size).mean()
 
     def gradient(self, factor: Tensor, captions: Captions, lse: Tensor, own: slice) -> tuple[Tensor, Tensor, Tensor]:
-        slot, share = captions.slot[own], 2 / captions.size[own].to(lse.dtype)
+        positives = Positives(captions.slot[own], captions.slot, 2 / captions.size[own].to(lse.dtype))
         factor = factor / (2 * lse.shape[1])
 
         def of(q: Side, k: Side, q_lse: Tensor, k_lse: Tensor) -> tuple[Tensor, Tensor]:
-            positives = Positives(slot, share, caption_sums(k, captions))
             by_scale = factor * self.logit_scale
             return gradient(q.of(own), k, q_lse[own], k_lse, positives, by_scale, self_at=None, unshifted=False)
 
@@ -144,13 +143,13 @@ def gradient(
     rows, block_dim = _row_block(dim)
     with torch.cuda.device_of(q.rows):
         kernels._weighted_rows[grid](
-            q.rows, k.rows, q.scale, k.scale, k.inverse_norm, q_lse, k_lse, weighted,
+            q.rows, k.rows, q.scale, k.scale, k.inverse_norm, q_lse, k_lse, *positives, weighted,
             num_q, num_k, self_at or 0, blocks_per_split,
             **_constants(tile, dim, self_at, unshifted), num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
         kernels._gradient[(triton.cdiv(num_q, rows),)](
-            q.rows, q.inverse_norm, *positives, weighted, grid[1], factor, out, along, num_q,
-            D=dim, BLOCK_D=block_dim, ROWS=rows, EXCLUDE_SELF=self_at is not None, num_warps=4,
+            q.rows, q.inverse_norm, weighted, grid[1], factor, out, along, num_q,
+            D=dim, BLOCK_D=block_dim, ROWS=rows, num_warps=4,
         )  # fmt: skip
     return out, along
 
@@ -257,7 +256,7 @@ def _constants(tile: Tile, dim: int, self_at: int | None, unshifted: bool) -> di
 # A dim for each branch of _tile; odd ones need masks.
 COMPILED_DIMS = {torch.float32: (20, 100, 256), torch.bfloat16: (20, 128, 256, 768), torch.float16: (20, 128, 256)}
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-INTEGERS = {**dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr"), "*i64"), **dict.fromkeys(kernels.SIZES, "i32")}
+INTEGERS = {**dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr", "q_slot_ptr", "k_slot_ptr"), "*i64"), **dict.fromkeys(kernels.SIZES, "i32")}
 
 
 def compile_cases() -> Iterator[CompileCase]:
@@ -279,6 +278,7 @@ def _compile_cases(op: str, exclude_self: bool, unshifted: tuple[bool, ...]) -> 
             rows, width = _row_block(dim)
             block = {"D": dim, "BLOCK_D": width, "ROWS": rows, "EXCLUDE_SELF": exclude_self}
             yield _case(op, "_positives", dtype, "*fp32", block, 4, 3)
+            del block["EXCLUDE_SELF"]
             yield _case(op, "_gradient", dtype, POINTERS[dtype], block, 4, 3)
             members, width = _caption_block(dim)
             yield _case(op, "_caption_sums", dtype, "", {"D": dim, "BLOCK_D": width, "ROWS": members}, 4, 3)

@@ -9,6 +9,7 @@ native code for it could save half of that, and is not worth its lines.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,24 @@ from stablerep.ops.contrastive.batch import MOST_UNSHIFTED_SCALE, Captions
 # 512 x 4096 scores, 8 MiB: products at the rate of BLAS, and few calls, each of which waits for its slowest thread.
 # 256 to 1024 rows and 1024 to 8192 columns are within 5 % on one thread.
 TILE_ROWS, TILE_COLUMNS = 512, 4096
+
+
+class Centred(NamedTuple):
+    """Rows as mean + (row - mean). The gradient is a difference of two weighted means of rows: of features that collapse,
+    when it matters most, all rows are nearly their mean, and what is left of the difference would be rounding."""
+
+    rows: Tensor  # [N, D] less the mean
+    mean: Tensor  # [D]
+
+    @staticmethod
+    def of(unit: Tensor) -> Centred:
+        mean = unit.mean(0)
+        return Centred(unit - mean, mean)
+
+
+class Weighted(NamedTuple):
+    rows: Tensor  # [M, D] sum of the other side's centred rows by their weights
+    total: Tensor  # [M] sum of the weights
 
 
 class MultiPositive:
@@ -36,13 +55,14 @@ class MultiPositive:
         return (lse - self.scale * positive).masked_fill_(captions.size == 1, 0).sum() / len(self.unit)
 
     def gradient(self, factor: Tensor, captions: Captions, lse: Tensor, own: slice) -> tuple[Tensor]:
-        rows = self._rows(own)
+        rows, others = self._rows(own), captions.size[own] - 1
         lse = lse.masked_fill(captions.size == 1, torch.inf)
-        gradient, _ = weighted_rows(rows, self.unit, self.scale, lse[own], lse, self_at=own.start)
-        size = captions.size[own]
-        share = torch.where(size > 1, 2 / (size - 1).to(self.unit.dtype), 0)
-        others = _caption_sums(self.unit, captions)[captions.slot[own]].sub_(rows)
-        gradient.addcmul_(others, share[:, None], value=-1).mul_(factor * self.scale / len(self.unit))
+        centred = Centred.of(self.unit)
+        weighted, _ = weighted_rows(rows, self.unit, self.scale, lse[own], lse, centred, self_at=own.start)
+        positive = _caption_sums(centred.rows, captions)[captions.slot[own]].sub_(centred.rows[own])
+        positive.div_(others.clamp(min=1)[:, None])
+        gradient = _less_positives(weighted, positive, 2 * (others > 0).to(positive.dtype), centred.mean)
+        gradient.mul_(factor * self.scale / len(self.unit))
         return (normalize_backward(gradient, rows, self.inverse_norm[own])[0],)
 
     def _rows(self, own: slice) -> Tensor:
@@ -75,18 +95,27 @@ class ImageText:
 
     def gradient(self, factor: Tensor, captions: Captions, lse: Tensor, own: slice) -> tuple[Tensor, Tensor, Tensor]:
         u, v = self.images, self.texts
+        of_u, of_v = Centred.of(u), Centred.of(v)
         if own == slice(0, len(u)):
-            for_images, for_texts = weighted_rows(u, v, self.scale, lse[0], lse[1], columns=True)
+            of_images, of_texts = weighted_rows(u, v, self.scale, lse[0], lse[1], of_v, q_centred=of_u)
         else:
-            for_images, _ = weighted_rows(u[own], v, self.scale, lse[0, own], lse[1])
-            for_texts, _ = weighted_rows(v[own], u, self.scale, lse[1, own], lse[0])
-        for_images.sub_(_caption_means(v, captions, own), alpha=2)
-        for_texts.sub_(_caption_means(u, captions, own), alpha=2)
+            of_images, _ = weighted_rows(u[own], v, self.scale, lse[0, own], lse[1], of_v)
+            of_texts, _ = weighted_rows(v[own], u, self.scale, lse[1, own], lse[0], of_u)
+        assert of_texts is not None
+        for_images = _less_positives(of_images, _caption_means(of_v.rows, captions, own), 2, of_v.mean)
+        for_texts = _less_positives(of_texts, _caption_means(of_u.rows, captions, own), 2, of_u.mean)
         factor = factor / (2 * len(u))
         by_scale = factor * self.logit_scale
         for_images, along = normalize_backward(for_images, u[own], self.image_norms[own] * by_scale)
         for_texts, _ = normalize_backward(for_texts, v[own], self.text_norms[own] * by_scale)
         return for_images, for_texts, along.sum() * factor
+
+
+def _less_positives(weighted: Weighted, positive: Tensor, share: Tensor | int, mean: Tensor) -> Tensor:
+    """[M, D] sum of weighted rows less share [M] times the mean positive [M, D], which is centred too; in place."""
+    rest = weighted.total - share
+    share = share[:, None] if isinstance(share, Tensor) else share
+    return weighted.rows.sub_(positive.mul_(share)).addcmul_(rest[:, None], mean)
 
 
 def _caption_sums(unit: Tensor, captions: Captions) -> Tensor:
@@ -130,16 +159,21 @@ def weighted_rows(
     scale: float | Tensor,
     q_lse: Tensor,  # [M] over columns, +inf where the row has no part in the loss
     k_lse: Tensor,  # [N] over rows, likewise
+    k_centred: Centred,
+    q_centred: Centred | None = None,  # where the rows of q are wanted for each row of k, too
     self_at: int | None = None,
-    columns: bool = False,
-) -> tuple[Tensor, Tensor]:  # [M, D] w k and, where asked for, [N, D] w^T q, else empty
+) -> tuple[Weighted, Weighted | None]:
     """w = exp(score - q_lse) + exp(score - k_lse), the softmaxes of both directions, times the other side's rows."""
     unshifted = _unshifted(scale)
     if unshifted:
         q_weight, k_weight = q_lse.neg().exp_(), k_lse.neg().exp_()
     scratch = _scratch(q, k)
-    for_q = torch.zeros_like(q)
-    for_k = for_q if q is k else torch.zeros_like(k) if columns else q.new_empty(0)
+    for_q = Weighted(torch.zeros_like(q), torch.zeros_like(q_lse))
+    for_k = for_q if q is k else None
+    if q is k:
+        q_centred = k_centred
+    elif q_centred is not None:
+        for_k = Weighted(torch.zeros_like(k), torch.zeros_like(k_lse))
     for i, j, new, scores in _score_tiles(q, k, scale, self_at):
         other = scratch[: scores.numel()].view_as(scores)
         if unshifted:
@@ -147,9 +181,11 @@ def weighted_rows(
         else:
             torch.sub(scores, k_lse[j], out=other).exp_()
             scores.sub_(q_lse[i, None]).exp_().add_(other)
-        for_q[i].addmm_(scores, k[j])
-        if q is k or columns:
-            for_k[j][new:].addmm_(scores[:, new:].T, q[i])
+        for_q.rows[i].addmm_(scores, k_centred.rows[j])
+        for_q.total[i] += scores.sum(1)
+        if for_k is not None and q_centred is not None:
+            for_k.rows[j][new:].addmm_(scores[:, new:].T, q_centred.rows[i])
+            for_k.total[j][new:] += scores[:, new:].sum(0)
     return for_q, for_k
 
 
