@@ -397,4 +397,4 @@ def test_a_spec_crosses_into_native_code_whole() -> None:
         saturation=0.15, hue=0.16, grey=0.17, blur=0.18, blur_sigma=(0.19, 0.21), downsample=0.22,
         downsample_sizes=(23, 24), mean=(0.25, 0.26, 0.27), std=(0.28, 0.29, 0.31), dtype=torch.float16, seed=32,
     )  # fmt: skip
-    assert AugmentSpec.of_numbers(spec.numbers(), torch.float16, 32) == spec
+    assert AugmentSpec.from_numbers(spec.numbers(), torch.float16, 32) == spec

@@ -83,7 +83,7 @@ def _strong_augment(
     threads: int,  # 0: as many as torch uses
     impl: str,
 ) -> Tensor:
-    spec = AugmentSpec.of_numbers(numbers, dtype, seed % 2**64)
+    spec = AugmentSpec.from_numbers(numbers, dtype, seed % 2**64)
     memory_format = MEMORY_FORMATS[channels_last]
     images = [image.contiguous() for image in images]
     if impls.choose("strong_augment", impl, keys.device.type, IMPLS) == "native":
