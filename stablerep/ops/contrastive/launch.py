@@ -92,13 +92,13 @@ class ImageText:
         slot, share = captions.slot[own], 2 / captions.size[own].to(lse.dtype)
         factor = factor / (2 * lse.shape[1])
 
-        def direction(q: Side, k: Side, q_lse: Tensor, k_lse: Tensor) -> tuple[Tensor, Tensor]:
+        def of(q: Side, k: Side, q_lse: Tensor, k_lse: Tensor) -> tuple[Tensor, Tensor]:
             positives = Positives(slot, share, caption_sums(k, captions))
             by_scale = factor * self.logit_scale
             return gradient(q.of(own), k, q_lse[own], k_lse, positives, by_scale, self_at=None, unshifted=False)
 
-        for_images, along = direction(self.images, self.texts, lse[0], lse[1])
-        for_texts, _ = direction(self.texts, self.images, lse[1], lse[0])
+        for_images, along = of(self.images, self.texts, lse[0], lse[1])
+        for_texts, _ = of(self.texts, self.images, lse[1], lse[0])
         return for_images, for_texts, along.sum() * factor
 
 
