@@ -55,7 +55,7 @@ def unchanged(height: int, width: int, number: int = 1) -> AugmentParams:
 def apply(impl: str, pictures: list[Tensor], params: AugmentParams, spec: AugmentSpec) -> Tensor:
     if impl == "native":
         return _native.apply(pictures, params.pack(), spec)
-    return reference.augment(pictures, params, spec)
+    return reference.strong_augment(pictures, params, spec)
 
 
 def torchvision_picture(x: Tensor) -> Tensor:  # [H, W, 3] uint8 -> [3, H, W] float64
@@ -178,7 +178,7 @@ def test_native_is_the_reference(
     actual = strong_augment(images, key, spec, impl="native", memory_format=memory_format)
     params = draws.draw(spec, key, torch.tensor([[height, width]] * 3))
     assert torch.equal(_native.draw(pictures, key, spec), params.pack())
-    exact = reference.augment(pictures, params, spec, torch.float64)
+    exact = reference.strong_augment(pictures, params, spec, torch.float64)
     assert actual.shape == exact.shape and actual.dtype == spec.dtype
     assert actual.is_contiguous(memory_format=memory_format)
     rounding = torch.finfo(spec.dtype).eps if dtype else 0.0
@@ -190,7 +190,7 @@ def test_native_errs_no_more_than_the_reference() -> None:
     pictures = [picture(256, 256, seed=row) for row in range(12)]
     keys, spec = torch.arange(36).reshape(12, 3), AugmentSpec()
     params = draws.draw(spec, keys, torch.full((12, 2), 256))
-    exact = reference.augment(pictures, params, spec, torch.float64)
+    exact = reference.strong_augment(pictures, params, spec, torch.float64)
     of_native = (strong_augment(pictures, keys, spec, impl="native").double() - exact).abs().max()
     of_reference = (strong_augment(pictures, keys, spec, impl="reference").double() - exact).abs().max()
     assert of_native <= 2 * of_reference

@@ -92,7 +92,7 @@ def _strong_augment(
     pictures = list(images[0]) if images[0].ndim == 4 else images
     sizes = torch.tensor([picture.shape[:2] for picture in pictures], device=keys.device)
     params = draws.draw(spec, keys, sizes)
-    return reference.augment(pictures, params, spec).to(spec.dtype).contiguous(memory_format=memory_format)
+    return reference.strong_augment(pictures, params, spec).to(spec.dtype).contiguous(memory_format=memory_format)
 
 
 @_strong_augment.register_fake
