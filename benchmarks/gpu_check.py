@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_generate, gpu_ops, record
+from benchmarks import gpu_generate, gpu_modules, gpu_ops, record
 from benchmarks.checks import SEED, Numbers, Skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,8 +169,9 @@ def checks_by_name(out: Path) -> dict[str, Callable[[], Numbers]]:
         gpu_generate.jpeg_rates,
         generation,
     )
+    of_networks = (gpu_modules.sd15_modules, gpu_modules.vit_step)
     return {
-        **{check.__name__: check for check in (*of_ops, *of_painting, training)},
+        **{check.__name__: check for check in (*of_ops, *of_painting, *of_networks, training)},
         **{f"benchmark_{op}": functools.partial(benchmark, op, out) for op in OPS},
     }
 
@@ -194,14 +195,15 @@ def main() -> int:
     results = []
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{datetime.date.today()}_{record.device_slug('cuda')}_gpu_check.json"
+    rows = {row["name"]: row for row in json.loads(path.read_text())["checks"]} if path.exists() else {}
     environment = record.environment("cuda")
     for name, check in checks.items():
         result = run_check(name, check)
         results.append(result)
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in result.numbers.items() if isinstance(value, float))
         print(f"  {result.status:8} {name} ({result.seconds:.1f} s) {result.detail or numbers}", flush=True)
-        rows = [dataclasses.asdict(result) for result in results]
-        path.write_text(json.dumps({**environment, "checks": rows}, indent=1) + "\n")  # after each: it may be stopped
+        rows[name] = {**dataclasses.asdict(result), **environment}  # of the same day, others keep what they had
+        path.write_text(json.dumps({"checks": list(rows.values())}, indent=1) + "\n")  # each time: it may be stopped
     counts = {status: sum(result.status == status for result in results) for status in ("passed", "failed", "skipped")}
     print(f"gpu-check: {counts} in {time.perf_counter() - start:.0f} s; {path}")
     return 1 if counts["failed"] else 0

@@ -5,7 +5,7 @@
 
 namespace stablerep {
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2 };  // numbers as in stablerep/ops
+enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2 };  // as in stablerep/ops/impls.py
 
 // n numbers at data[first ..] as floats: data itself if it holds floats, else converted into buffer [n].
 const float* as_floats(Dtype dtype, const void* data, int64_t first, int64_t n, float* buffer);

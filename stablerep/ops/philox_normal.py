@@ -13,8 +13,8 @@ from stablerep import native
 from stablerep.ops import impls
 
 Impl = Literal["auto", "native", "reference"]
-LOW = 0xFFFFFFFF
 IMPLS = {"native": native.why_not, "reference": impls.anywhere}
+LOW = 0xFFFFFFFF  # the low 32 bits
 
 
 def philox_normal(
@@ -28,7 +28,7 @@ def philox_normal(
     """Standard normal noise, for each image a pure function of (seed, prompt id, index): Philox4x32-10 and Box-Muller.
 
     Implementations and devices agree to 1e-6. Values lie within 5.77 standard deviations. Not differentiable.
-    Never waits for the device, except to bring prompt_ids or indices from another one.
+    Never waits for the device, except to copy prompt_ids or indices from another one.
 
     Raises:
         ValueError: prompt_ids and indices are not one-dimensional of one length, seed or shape is out of range.
@@ -49,7 +49,7 @@ def philox_normal(
 
 
 def philox4x32_10(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four counter words to four random words, each a 32-bit number held in int64."""
+    """Four counter words to four random words, each a 32-bit number held in int64 (Salmon et al., SC 2011)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -62,6 +62,7 @@ def philox4x32_10(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Te
 
 
 def normal_pair(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
+    """Box-Muller in float64."""
     u1 = ((radius_word >> 8) + 1).double() * 2.0**-24
     u2 = (angle_word >> 8).double() * 2.0**-24
     radius = torch.sqrt(-2 * torch.log(u1))
@@ -79,6 +80,7 @@ def reference(seed: int, prompt_ids: Tensor, indices: Tensor, shape: tuple[int, 
 
 
 def _native(seed: int, prompt_ids: Tensor, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """csrc/noise.cpp and .cu."""
     prompt_ids, indices = prompt_ids.contiguous(), indices.contiguous()
     out = torch.empty((len(prompt_ids), *shape), dtype=torch.float32, device=prompt_ids.device)
     sizes = len(prompt_ids), math.prod(shape)

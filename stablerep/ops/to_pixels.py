@@ -1,4 +1,4 @@
-"""The last step of painting: pictures as the VAE leaves them to bytes, where the consumer wants them."""
+"""The last step of generation: pictures as the VAE leaves them to bytes, where the consumer wants them."""
 
 from __future__ import annotations
 
@@ -110,18 +110,16 @@ def _check_pool(images: Tensor, image_size: int | None, out: Tensor, slots: Tens
 def _native(images: Tensor, image_size: int | None) -> Tensor:
     height, width = images.shape[-2:] if image_size is None else (image_size, image_size)
     out = torch.empty((len(images), height, width, 3), dtype=torch.uint8, device=images.device)
-    _native_call(images, image_size, out, None)
+    _native_into(images, image_size, out, None)
     return out
 
 
-def _native_into(images: Tensor, image_size: int | None, out: Tensor, slots: Tensor) -> None:
-    _native_call(images, image_size, out, slots.contiguous())
-
-
-def _native_call(images: Tensor, image_size: int | None, out: Tensor, slots: Tensor | None) -> None:
+def _native_into(images: Tensor, image_size: int | None, out: Tensor, slots: Tensor | None) -> None:
+    """csrc/to_pixels.cpp and .cu; without slots picture b goes into out[b]."""
     channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
     if not channels_last:
         images = images.contiguous()
+    slots = None if slots is None else slots.contiguous()
     height, width = images.shape[-2:]
     module = native.module()
     call = module.ToPixels(

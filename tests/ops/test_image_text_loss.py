@@ -136,7 +136,7 @@ def gradients_of_shares(impl: str, dtype: torch.dtype, share: int) -> list[Tenso
     return [torch.cat(for_images), torch.cat(for_texts), torch.stack(for_scale).sum()]
 
 
-def test_a_rank_s_share_of_the_rows(interpreted: Callable[..., Any]) -> None:
+def test_shares_of_the_ranks(interpreted: Callable[..., Any]) -> None:
     exact = loss_and_gradients(sides(RAGGED * 2, 20), None)[1:]
     for share in (6, 24):
         torch.testing.assert_close(gradients_of_shares("tiled", torch.float64, share), exact, rtol=1e-9, atol=1e-11)

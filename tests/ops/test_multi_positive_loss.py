@@ -138,7 +138,7 @@ def lse_and_gradient(impl: str, dtype: torch.dtype, labels: list[int], share: in
     return lse, torch.cat(gradient), backward(one, features, norms, *captions, lse, 0, len(labels), 10.0, impl)
 
 
-def test_a_rank_s_share_of_the_rows(interpreted: Callable[..., Any]) -> None:
+def test_shares_of_the_ranks(interpreted: Callable[..., Any]) -> None:
     features, label = features_and_labels(RAGGED * 2, 20)
     exact = closed_gradient(features, label, 0.1)
     for share in (4, 6, 12):

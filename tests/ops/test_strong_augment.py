@@ -55,7 +55,7 @@ def unchanged(height: int, width: int, number: int = 1) -> AugmentParams:
 def apply(impl: str, pictures: list[Tensor], params: AugmentParams, spec: AugmentSpec) -> Tensor:
     if impl == "native":
         return _native.apply(pictures, params.pack(), spec)
-    return reference.augment(pictures, params, spec)
+    return reference.strong_augment(pictures, params, spec)
 
 
 def torchvision_picture(x: Tensor) -> Tensor:  # [H, W, 3] uint8 -> [3, H, W] float64
@@ -178,7 +178,7 @@ def test_native_is_the_reference(
     actual = strong_augment(images, key, spec, impl="native", memory_format=memory_format)
     params = draws.draw(spec, key, torch.tensor([[height, width]] * 3))
     assert torch.equal(_native.draw(pictures, key, spec), params.pack())
-    exact = reference.augment(pictures, params, spec, torch.float64)
+    exact = reference.strong_augment(pictures, params, spec, torch.float64)
     assert actual.shape == exact.shape and actual.dtype == spec.dtype
     assert actual.is_contiguous(memory_format=memory_format)
     rounding = torch.finfo(spec.dtype).eps if dtype else 0.0
@@ -190,7 +190,7 @@ def test_native_errs_no_more_than_the_reference() -> None:
     pictures = [picture(256, 256, seed=row) for row in range(12)]
     keys, spec = torch.arange(36).reshape(12, 3), AugmentSpec()
     params = draws.draw(spec, keys, torch.full((12, 2), 256))
-    exact = reference.augment(pictures, params, spec, torch.float64)
+    exact = reference.strong_augment(pictures, params, spec, torch.float64)
     of_native = (strong_augment(pictures, keys, spec, impl="native").double() - exact).abs().max()
     of_reference = (strong_augment(pictures, keys, spec, impl="reference").double() - exact).abs().max()
     assert of_native <= 2 * of_reference
@@ -397,4 +397,4 @@ def test_a_spec_crosses_into_native_code_whole() -> None:
         saturation=0.15, hue=0.16, grey=0.17, blur=0.18, blur_sigma=(0.19, 0.21), downsample=0.22,
         downsample_sizes=(23, 24), mean=(0.25, 0.26, 0.27), std=(0.28, 0.29, 0.31), dtype=torch.float16, seed=32,
     )  # fmt: skip
-    assert AugmentSpec.of_numbers(spec.numbers(), torch.float16, 32) == spec
+    assert AugmentSpec.from_numbers(spec.numbers(), torch.float16, 32) == spec

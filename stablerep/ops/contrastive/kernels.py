@@ -15,6 +15,7 @@ from triton import knobs
 LOWEST = tl.constexpr(-1e30)  # below every score, and its difference to -inf is not NaN
 SIZES = ("num_q", "num_k", "self_at", "blocks_per_split", "num_splits")  # another batch is not another kernel
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+STREAMED = tl.constexpr(None)  # in place of rows that are too long to stay in shared memory
 HALF_RANGE = tl.constexpr(16384.0)  # float16 weights: 2 x this is below 65504, and 1e-9 of it still a normal number
 
 
@@ -70,21 +71,20 @@ def _scores(
 
 @triton.jit
 def _tile_scores(
-    q, q_ptr, k_ptr, q_scale, k_scale_ptr, first_row, num_q, first_column, num_k, self_at,
+    q, k,  # the tile's rows, or STREAMED
+    q_ptr, k_ptr, q_scale, k_scale_ptr, first_row, num_q, first_column, num_k, self_at,
     D: tl.constexpr, DEPTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     RESIDENT: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
 ):  # fmt: skip
-    """The tile's scores, its rows of k where whole rows stay in shared memory, and which rows of k these are."""
+    """Scores, and which rows of k the columns are; past the last column the last again, with a score of -inf."""
     if RESIDENT:
-        k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D)
         products = _dot(q, tl.trans(k), tl.zeros((ROWS, COLUMNS), tl.float32))
     else:
-        k = None
         products = _streamed_products(q_ptr, k_ptr, first_row, num_q, first_column, num_k, D, DEPTH, ROWS, COLUMNS)
     column = tl.minimum(first_column + tl.arange(0, COLUMNS), num_k - 1)
     k_scale = tl.load(k_scale_ptr + column)
     scores = _scores(products, q_scale, k_scale, first_row, first_column, num_k, self_at, ROWS, COLUMNS, EXCLUDE_SELF)
-    return scores, k, column
+    return scores, column
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -100,16 +100,15 @@ def _logsumexp(
     split = tl.program_id(1)
     row = first_row + tl.arange(0, ROWS)
     q_scale = tl.load(q_scale_ptr + tl.minimum(row, num_q - 1))
-    q = None
-    if RESIDENT:
-        q = _rows(q_ptr, first_row, num_q, 0, ROWS, DEPTH, D)
+    q = _rows(q_ptr, first_row, num_q, 0, ROWS, DEPTH, D) if RESIDENT else STREAMED
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     last = tl.minimum((split + 1) * blocks_per_split, tl.cdiv(num_k, COLUMNS))
     for block in range(split * blocks_per_split, last):
         first_column = block * COLUMNS
-        scores, _, _ = _tile_scores(
-            q, q_ptr, k_ptr, q_scale, k_scale_ptr, first_row, num_q, first_column, num_k, self_at,
+        k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D) if RESIDENT else STREAMED
+        scores, _ = _tile_scores(
+            q, k, q_ptr, k_ptr, q_scale, k_scale_ptr, first_row, num_q, first_column, num_k, self_at,
             D, DEPTH, ROWS, COLUMNS, RESIDENT, EXCLUDE_SELF,
         )  # fmt: skip
         if UNSHIFTED:
@@ -149,15 +148,14 @@ def _weighted_rows(
     q_weight = tl.exp2(-q_lse)
     q_slot = tl.load(q_slot_ptr + bounded_row).to(tl.int32)
     share = tl.load(share_ptr + bounded_row)
-    q = None
-    if RESIDENT:
-        q = _rows(q_ptr, first_row, num_q, 0, ROWS, DEPTH, D)
+    q = _rows(q_ptr, first_row, num_q, 0, ROWS, DEPTH, D) if RESIDENT else STREAMED
     sums = tl.zeros((ROWS, OUT_DEPTH), tl.float32)
     last = tl.minimum((split + 1) * blocks_per_split, tl.cdiv(num_k, COLUMNS))
     for block in range(split * blocks_per_split, last):
         first_column = block * COLUMNS
-        scores, k, column = _tile_scores(
-            q, q_ptr, k_ptr, q_scale, k_scale_ptr, first_row, num_q, first_column, num_k, self_at,
+        k = _rows(k_ptr, first_column, num_k, 0, COLUMNS, DEPTH, D) if RESIDENT else STREAMED
+        scores, column = _tile_scores(
+            q, k, q_ptr, k_ptr, q_scale, k_scale_ptr, first_row, num_q, first_column, num_k, self_at,
             D, DEPTH, ROWS, COLUMNS, RESIDENT, EXCLUDE_SELF,
         )  # fmt: skip
         k_lse = tl.load(k_lse_ptr + column)

@@ -83,7 +83,7 @@ def _strong_augment(
     threads: int,  # 0: as many as torch uses
     impl: str,
 ) -> Tensor:
-    spec = AugmentSpec.of_numbers(numbers, dtype, seed % 2**64)
+    spec = AugmentSpec.from_numbers(numbers, dtype, seed % 2**64)
     memory_format = MEMORY_FORMATS[channels_last]
     images = [image.contiguous() for image in images]
     if impls.choose("strong_augment", impl, keys.device.type, IMPLS) == "native":
@@ -92,7 +92,7 @@ def _strong_augment(
     pictures = list(images[0]) if images[0].ndim == 4 else images
     sizes = torch.tensor([picture.shape[:2] for picture in pictures], device=keys.device)
     params = draws.draw(spec, keys, sizes)
-    return reference.augment(pictures, params, spec).to(spec.dtype).contiguous(memory_format=memory_format)
+    return reference.strong_augment(pictures, params, spec).to(spec.dtype).contiguous(memory_format=memory_format)
 
 
 @_strong_augment.register_fake

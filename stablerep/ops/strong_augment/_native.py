@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from stablerep import native
+from stablerep.ops import impls
 from stablerep.ops.strong_augment.draws import WORDS
-from stablerep.ops.strong_augment.spec import DTYPES, AugmentSpec
+from stablerep.ops.strong_augment.spec import AugmentSpec
 
-MOST_SCRATCH_BYTES = 256 * 2**20  # of a GPU; more pictures than fit are done one part after the other
+MOST_SCRATCH_BYTES = 256 * 2**20  # of a GPU; more pictures than fit are done one group after the other
 
 
 def draw(images: Sequence[Tensor], keys: Tensor, spec: AugmentSpec) -> Tensor:
@@ -22,7 +23,7 @@ def draw(images: Sequence[Tensor], keys: Tensor, spec: AugmentSpec) -> Tensor:
     params = torch.empty((len(keys), WORDS), dtype=torch.int32, device=keys.device)
     arguments = (pictures, spec.numbers(), spec.seed, keys.data_ptr(), params.data_ptr())
     if keys.is_cuda:
-        native.module().augment_draw_cuda(*arguments, *_queue(keys.device))
+        native.module().augment_draw_cuda(*arguments, *_device_and_stream(keys.device))
     else:
         native.module().augment_draw(*arguments)
     return params
@@ -44,14 +45,21 @@ def apply(
         memory_format=memory_format,
     )
     channels_last = memory_format == torch.channels_last
-    arguments = (pictures, spec.numbers(), params.data_ptr(), out.data_ptr(), DTYPES.index(spec.dtype), channels_last)
+    arguments = (
+        pictures,
+        spec.numbers(),
+        params.data_ptr(),
+        out.data_ptr(),
+        impls.DTYPES.index(spec.dtype),
+        channels_last,
+    )
     module = native.module()
     if not params.is_cuda:
         module.augment_apply(*arguments, threads)
         return out
     one = module.augment_scratch_bytes(pictures, spec.numbers(), 1)
     scratch = torch.empty(max(one, min(one * len(params), MOST_SCRATCH_BYTES)), dtype=torch.uint8, device=params.device)
-    module.augment_apply_cuda(*arguments, scratch.data_ptr(), scratch.numel(), *_queue(params.device))
+    module.augment_apply_cuda(*arguments, scratch.data_ptr(), scratch.numel(), *_device_and_stream(params.device))
     return out
 
 
@@ -69,6 +77,6 @@ def _pictures(images: Sequence[Tensor]) -> tuple[Any, Tensor | None]:
     return pictures(table.data_ptr(), 0, len(rows), height, width), table
 
 
-def _queue(device: torch.device) -> tuple[int, int]:
+def _device_and_stream(device: torch.device) -> tuple[int, int]:
     index = torch.cuda.current_device() if device.index is None else device.index
     return index, torch.cuda.current_stream(device).cuda_stream

@@ -11,7 +11,7 @@ from stablerep.ops.strong_augment.draws import BRIGHTNESS, CONTRAST, HUE, SATURA
 from stablerep.ops.strong_augment.spec import AugmentSpec
 
 
-def augment(
+def strong_augment(
     pictures: list[Tensor],  # [H_i, W_i, 3] uint8
     params: AugmentParams,
     spec: AugmentSpec,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from stablerep.ops import impls
+
 MOST_SIGMA = 8.0  # csrc/augment.h: kMostBlurRadius = 3 of them
 MOST_SIZE = 4096
 
@@ -87,7 +88,7 @@ class AugmentSpec:
         check("downsample_sizes", len(sizes) == 2 and all(1 <= size < 2**31 for size in sizes), "two sizes from 1 on")
         check("mean", len(self.mean) == 3 and all(map(math.isfinite, self.mean)), "three numbers")
         check("std", len(self.std) == 3 and all(0 < value < math.inf for value in self.std), "three numbers above 0")
-        check("dtype", self.dtype in DTYPES, "float32, bfloat16 or float16")
+        check("dtype", self.dtype in impls.DTYPES, "float32, bfloat16 or float16")
         check("seed", 0 <= self.seed < 2**64, "from 0 to 2^64 - 1")
 
     def numbers(self) -> list[float]:
@@ -103,7 +104,7 @@ class AugmentSpec:
         ]  # fmt: skip
 
     @classmethod
-    def of_numbers(cls, n: Sequence[float], dtype: torch.dtype, seed: int) -> AugmentSpec:
+    def from_numbers(cls, n: Sequence[float], dtype: torch.dtype, seed: int) -> AugmentSpec:
         return cls(
             image_size=int(n[0]), scale=(n[1], n[2]), ratio=(n[3], n[4]),
             flip=n[7], jitter=n[8], brightness=n[9], contrast=n[10], saturation=n[11], hue=n[12],
