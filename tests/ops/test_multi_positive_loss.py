@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stablerep.ops import ImplUnavailable, multi_positive_loss
+from stablerep.ops import ImplUnavailable, impls, multi_positive_loss
 from stablerep.ops.contrastive import batch
 from tests.ops import contrastive
 from tests.ops.contrastive import IMPLS, RAGGED, TILES
@@ -123,6 +124,38 @@ def test_error_of_triton_is_that_of_the_reference(
     interpreted: Callable[..., Any], rows: int, dim: int, dtype: torch.dtype, temperature: float
 ) -> None:
     interpreted(check_precision, rows, dim, temperature, dtype, "triton", TRITON_FLOOR[dtype])
+
+
+def run_collapsed(towards: float, temperature: float, impl: str, dtype: torch.dtype) -> contrastive.Results:
+    """One caption whose rows are nearly one vector: what a collapsing run needs its gradient for."""
+    generator = torch.Generator().manual_seed(int(towards))
+    features = torch.randn(96, 32, generator=generator) + towards * torch.randn(32, generator=generator)
+    if impl == "reference in float64":
+        features, impl = features.double(), "reference"
+    return loss_and_gradient(features, torch.zeros(96, dtype=torch.int64), temperature, impl)
+
+
+def check_collapsed(towards: float, temperature: float, impl: str) -> None:
+    run = functools.partial(run_collapsed, towards, temperature)
+    contrastive.check_precision(run, impl, torch.float32, floor=4 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+@pytest.mark.parametrize("towards", [5.0, 10.0, 100.0])
+def test_error_of_collapsed_features_is_that_of_the_reference(
+    interpreted: Callable[..., Any], towards: float, temperature: float
+) -> None:
+    check_collapsed(towards, temperature, "tiled")
+    interpreted(check_collapsed, towards, temperature, "triton")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "taken"), [(torch.float32, "tiled"), (torch.float64, "tiled"), (torch.bfloat16, "triton")]
+)
+def test_auto_takes_triton_for_half_precision_only(dtype: torch.dtype, taken: str) -> None:
+    everywhere = dict.fromkeys(("triton", "tiled"), impls.anywhere)
+    assert batch.choose_impl("some_loss", "auto", torch.zeros(2, 3, dtype=dtype), everywhere) == taken
+    assert batch.choose_impl("some_loss", "triton", torch.zeros(2, 3, dtype=dtype), everywhere) == "triton"
 
 
 def lse_and_gradient(impl: str, dtype: torch.dtype, labels: list[int], share: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,7 +49,7 @@ def image_text_loss(
     floating = image_features.is_floating_point() and logit_scale.is_floating_point()
     if not floating or dtypes[0] != dtypes[1] or dtypes[2] != torch.int64:
         raise TypeError(f"{OP}: features must be of one float type, labels int64, logit_scale float, got {dtypes}")
-    chosen = impls.choose(OP, impl, image_features.device.type, IMPLS)
+    chosen = batch.choose_impl(OP, impl, image_features, IMPLS)
     batch.check_impl(OP, chosen, image_features)
     logit_scale = logit_scale.to(batch.compute_dtype(image_features.dtype))
     if image_features.numel() == 0:

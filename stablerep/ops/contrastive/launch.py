@@ -258,7 +258,10 @@ def _constants(tile: Tile, dim: int, self_at: int | None, unshifted: bool) -> di
 # A dim for each branch of _tile; odd ones need masks.
 COMPILED_DIMS = {torch.float32: (20, 100, 256), torch.bfloat16: (20, 128, 256, 768), torch.float16: (20, 128, 256)}
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-INTEGERS = {**dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr", "q_slot_ptr", "k_slot_ptr"), "*i64"), **dict.fromkeys(kernels.SIZES, "i32")}
+INTEGERS = {
+    **dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr", "q_slot_ptr", "k_slot_ptr"), "*i64"),
+    **dict.fromkeys(kernels.SIZES, "i32"),
+}
 
 
 def compile_cases() -> Iterator[CompileCase]:

@@ -54,7 +54,7 @@ def multi_positive_loss(
         )
     if not 0 < temperature < math.inf:
         raise ValueError(f"{OP}: temperature must be a positive number, got {temperature}")
-    chosen = impls.choose(OP, impl, features.device.type, IMPLS)
+    chosen = batch.choose_impl(OP, impl, features, IMPLS)
     batch.check_impl(OP, chosen, features)
     if features.numel() == 0:
         return features.to(batch.compute_dtype(features.dtype)).sum()  # 0, and still part of the graph

@@ -22,8 +22,11 @@ TILE_ROWS, TILE_COLUMNS = 512, 4096
 
 
 class Centred(NamedTuple):
-    """Rows as mean + (row - mean). The gradient is a difference of two weighted means of rows: of features that collapse,
-    when it matters most, all rows are nearly their mean, and what is left of the difference would be rounding."""
+    """Rows as mean + (row - mean).
+
+    The gradient is a difference of two weighted sums of rows: of features that collapse, all rows are nearly their
+    mean, and what is left of the difference would be rounding.
+    """
 
     rows: Tensor  # [N, D] less the mean
     mean: Tensor  # [D]
