@@ -2,7 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
-INSTALLED := $(VENV)/.stablerep-installed
+# The editable install knows each module by its file: another set of files is another install.
+INSTALLED := $(VENV)/.stablerep-installed-$(shell find stablerep -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -23,6 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	[ -z "$$missing" ] || { echo "something is missing; run: sudo apt-get install$$missing"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -e '.[dev,onnx,trt-rtx,ray,s3]' -c constraints.txt
+	@rm -f $(VENV)/.stablerep-installed*
 	@touch $@
 
 photos: setup ## fetch the real photos (Fashion-MNIST)

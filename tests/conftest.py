@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import pickle
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -78,7 +79,7 @@ def _collect(receivers: list[Connection]) -> list[Any]:
         for receiver in ready:
             rank = receivers.index(receiver)  # type: ignore[arg-type]
             try:
-                ok, value = receiver.recv()  # type: ignore[union-attr]
+                ok, value = pickle.loads(receiver.recv_bytes())  # type: ignore[union-attr]
             except EOFError:
                 raise AssertionError(f"rank {rank} died without a word") from None
             if not ok:
@@ -102,11 +103,12 @@ def _rank_main(
             world_size=world_size,
             timeout=timedelta(seconds=RANKS_SECONDS),
         )
-        sender.send((True, fn(*args)))
+        # Bytes, not send(): that hands on tensors as open files, which are gone with a rank that leaves first.
+        sender.send_bytes(pickle.dumps((True, fn(*args))))
         dist.barrier()  # no rank leaves while another still talks to it
         dist.destroy_process_group()
     except BaseException:
-        sender.send((False, traceback.format_exc()))
+        sender.send_bytes(pickle.dumps((False, traceback.format_exc())))
 
 
 @pytest.fixture(scope="session")
