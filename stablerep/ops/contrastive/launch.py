@@ -17,6 +17,7 @@ from stablerep.ops.contrastive.batch import MOST_UNSHIFTED_SCALE, Captions
 from stablerep.ops.impls import CompileCase
 
 LOG2_E = math.log2(math.e)
+TARGETS = 80, 90, 100  # compute capabilities that have tiles of their own
 INTERPRETED_PROCESSORS = 4  # few, but enough that tests split the columns
 
 
@@ -107,9 +108,9 @@ def logsumexp(
     self_at: int | None,  # row i of q is row self_at + i of k and does not count; None: all count
     unshifted: bool,
 ) -> Tensor:  # [M] over the row's scores; in base 2, to convert it and back costs precision
-    processors, large = _device(q.rows.device)
+    processors, target = _device(q.rows.device)
     num_q, num_k, dim = len(q.rows), *k.rows.shape
-    tile = _tile("logsumexp", q.rows.dtype, dim, large)
+    tile = _tile("logsumexp", q.rows.dtype, dim, target)
     grid, blocks_per_split = _grid(tile, num_q, num_k, 0, processors)
     out = q.scale.new_empty(grid[1], num_q)
     with torch.cuda.device_of(q.rows):
@@ -134,9 +135,9 @@ def gradient(
     unshifted: bool,
 ) -> tuple[Tensor, Tensor]:
     """[M, D] gradient of q before its normalisation; [M] that of the unit row times the unit row, without factor."""
-    processors, large = _device(q.rows.device)
+    processors, target = _device(q.rows.device)
     num_q, num_k, dim = len(q.rows), *k.rows.shape
-    tile = _tile("weighted_rows", q.rows.dtype, dim, large)
+    tile = _tile("weighted_rows", q.rows.dtype, dim, target)
     grid, blocks_per_split = _grid(tile, num_q, num_k, dim, processors)
     weighted = q_lse.new_empty(grid[1], num_q, dim)
     out, along = torch.empty_like(q.rows), torch.empty_like(q_lse)
@@ -200,11 +201,12 @@ class Tile:
     num_stages: int
 
 
-def _tile(kernel: str, dtype: torch.dtype, dim: int, large: bool) -> Tile:
-    """large: 220 KiB of shared memory a program and wgmma or later (H100, B200); else at most 99 KiB (A100, RTX).
+def _tile(kernel: str, dtype: torch.dtype, dim: int, target: int) -> Tile:
+    """target: of TARGETS. From 90 on 220 KiB of shared memory a program and wgmma or later; 80: at most 99 KiB.
 
     The largest tiles that compile without a spill; a float32 product needs its operands twice, for their rest.
     """
+    large = target >= 90
     width = max(16, triton.next_power_of_2(dim))
     if dtype == torch.float32:
         depth = min(width, 32)
@@ -214,9 +216,11 @@ def _tile(kernel: str, dtype: torch.dtype, dim: int, large: bool) -> Tile:
     if kernel == "logsumexp":
         if width > 256:
             return Tile(128, 128, 64, 0, 8, 3) if large else Tile(128, 64, 64, 0, 8, 2)
-        if large and width == 256:  # streamed, so that a wider tile fits: 1.29 ms, resident 1.45 (H200, N 32,768)
+        if (
+            target == 90 and width == 256
+        ):  # streamed, so that a wider tile fits: 1.29 ms, resident 1.45 (H200, N 32,768); 100: spills
             return Tile(128, 256, 64, 0, 8, 3)
-        return Tile(128, 128, width, 0, 8, 3) if large else Tile(128, 64, width, 0, 8, 2)
+        return Tile(128, 128, width, 0, 8, 2 if width == 256 else 3) if large else Tile(128, 64, width, 0, 8, 2)
     if width <= (256 if dtype == torch.bfloat16 else 128):
         return Tile(128, 64, width, width, 8, 2 if width == 256 else 3) if large else Tile(64, 64, width, width, 8, 2)
     if dtype == torch.float16:
@@ -225,13 +229,14 @@ def _tile(kernel: str, dtype: torch.dtype, dim: int, large: bool) -> Tile:
 
 
 @functools.cache
-def _device(device: torch.device) -> tuple[int, bool]:
-    """Processors, and whether large tiles fit."""
+def _device(device: torch.device) -> tuple[int, int]:
+    """Processors, and which of TARGETS its tiles are those of."""
     if device.type != "cuda":
-        return INTERPRETED_PROCESSORS, True
+        return INTERPRETED_PROCESSORS, 90
     properties = torch.cuda.get_device_properties(device)
-    shared_memory = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
-    return properties.multi_processor_count, shared_memory >= 220 * 1024
+    if properties.shared_memory_per_block_optin < 220 * 1024:  # type: ignore[attr-defined]
+        return properties.multi_processor_count, 80
+    return properties.multi_processor_count, 100 if properties.major >= 10 else 90
 
 
 def _grid(tile: Tile, num_q: int, num_k: int, out_dim: int, processors: int) -> tuple[tuple[int, int, int], int]:
@@ -274,12 +279,12 @@ def _compile_cases(op: str, exclude_self: bool, unshifted: tuple[bool, ...]) -> 
     self_at = 0 if exclude_self else None
     for dtype, dims in COMPILED_DIMS.items():
         for dim in dims:
-            for large in (True, False):
+            for target in TARGETS:
                 for without_maximum in unshifted:
                     for kernel, out in (("logsumexp", "*fp32"), ("weighted_rows", "*fp32")):
-                        tile = _tile(kernel, dtype, dim, large)
+                        tile = _tile(kernel, dtype, dim, target)
                         constants = _constants(tile, dim, self_at, without_maximum)
-                        yield _case(op, f"_{kernel}", dtype, out, constants, tile.num_warps, tile.num_stages, large)
+                        yield _case(op, f"_{kernel}", dtype, out, constants, tile.num_warps, tile.num_stages, (target,))
             rows, width = _row_block(dim)
             block = {"D": dim, "BLOCK_D": width, "ROWS": rows, "EXCLUDE_SELF": exclude_self}
             yield _case(op, "_positives", dtype, "*fp32", block, 4, 3)
@@ -291,7 +296,7 @@ def _compile_cases(op: str, exclude_self: bool, unshifted: tuple[bool, ...]) -> 
 
 def _case(
     op: str, kernel: str, dtype: torch.dtype, out: str, constants: dict[str, Any], num_warps: int, num_stages: int,
-    large: bool | None = None,
+    targets: tuple[int, ...] = TARGETS,
 ) -> CompileCase:  # fmt: skip
     function = getattr(kernels, kernel)
     types = {**INTEGERS, **dict.fromkeys(("q_ptr", "k_ptr", "rows_ptr"), POINTERS[dtype]), "out_ptr": out}
@@ -303,5 +308,5 @@ def _case(
         constexprs=constants,
         num_warps=num_warps,
         num_stages=num_stages,
-        targets={True: (90, 100), False: (80,), None: (80, 90, 100)}[large],
+        targets=targets,
     )
