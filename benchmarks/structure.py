@@ -1,4 +1,4 @@
-"""`python -m benchmarks.structure`: how long the files are, and whom a prompt and a batch meet on their way."""
+"""`python -m benchmarks.structure`: how long the files are, and which of them a prompt and a batch meet."""
 
 from __future__ import annotations
 
@@ -38,53 +38,46 @@ def files_met(run: Callable[[], object], reached: Callable[[FrameType], bool]) -
     return list(dict.fromkeys(met))
 
 
-def way_of_a_prompt(folder: Path) -> list[str]:
+def files_to_unet(folder: Path) -> list[str]:
     from diffusers import UNet2DConditionModel
 
     from stablerep import cli
 
     prompts = folder / "prompts.txt"
     prompts.write_text("a photo of a bag\n")
-    options = ["--engine", "torch", "--num-inference-steps", "2", "--num-images-per-prompt", "2", "--device", "cpu"]
-    sys.argv = ["stablerep-gen", "--prompts", str(prompts), "--out", str(folder / "shards"), *options]
+    few = ["--num-inference-steps", "2", "--num-images-per-prompt", "1", "--engine", "torch", "--device", "cpu"]
+    argv = ["--prompts", str(prompts), "--out", str(folder / "shards"), *few]
     unet = UNet2DConditionModel.forward.__code__
-    return files_met(cli.gen, lambda frame: frame.f_code is unet)
+    return files_met(lambda: cli.gen(argv), lambda frame: frame.f_code is unet)
 
 
-def way_of_a_batch(folder: Path) -> list[str]:
+def files_to_loss(folder: Path) -> list[str]:
+    from PIL import Image
+
     from stablerep import cli
 
-    options = ["--arch", "resnet10t", "--image-size", "32", "--head-hidden", "16", "--steps", "1", "--device", "cpu"]
-    views = ["--views-per-prompt", "2", "--batch-size", "4"]
-    data = folder / "photos"
-    data.mkdir()
-    for path in (folder / "shards").glob("*.tar"):
-        import tarfile
-
-        with tarfile.open(path) as tar:
-            pictures = [member for member in tar if member.name.endswith(".jpg")]
-            for number in range(4):
-                extracted = tar.extractfile(pictures[number % 2])
-                assert extracted is not None
-                (data / f"{number}.jpg").write_bytes(extracted.read())
-    sys.argv = ["stablerep-train", "--data", str(data), "--out", str(folder / "run"), *options, *views]
+    photos = folder / "photos"
+    photos.mkdir()
+    for level in range(4):
+        Image.new("RGB", (32, 32), (60 * level,) * 3).save(photos / f"{level}.png")
+    small = ["--arch", "resnet10t", "--image-size", "32", "--head-hidden", "16", "--steps", "1", "--device", "cpu"]
+    argv = ["--data", str(photos), "--out", str(folder / "run"), *small, "--views-per-prompt", "2", "--batch-size", "4"]
 
     def is_loss(frame: FrameType) -> bool:
         return frame.f_code.co_name == "logsumexp" and "tiled" in frame.f_code.co_filename
 
-    return files_met(cli.train, is_loss)
+    return files_met(lambda: cli.train(argv), is_loss)
 
 
 def main() -> None:
     lines = sorted(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py"))
     patches = sum(len(re.findall(r"\.setattr\(", path.read_text())) for path in (ROOT / "tests").rglob("*.py"))
     with tempfile.TemporaryDirectory() as folder:
-        prompt = way_of_a_prompt(Path(folder))
-        batch = way_of_a_batch(Path(folder))
+        to_unet, to_loss = files_to_unet(Path(folder)), files_to_loss(Path(folder))
     print(f"files in stablerep/: {len(lines)}; lines: {sum(lines)}")
     print(f"lines a file: median {statistics.median(lines):.0f}, 90th percentile {lines[len(lines) * 9 // 10]}")
-    print(f"from command to UNet:  {len(prompt) - 1} files after {prompt[0]}: {', '.join(prompt[1:])}")
-    print(f"from command to loss:  {len(batch) - 1} files after {batch[0]}: {', '.join(batch[1:])}")
+    for goal, (command, *met) in (("UNet", to_unet), ("loss", to_loss)):
+        print(f"from command to {goal}: {len(met)} files after {command}: {', '.join(met)}")
     print(f"monkeypatch.setattr in tests/: {patches}")
 
 
