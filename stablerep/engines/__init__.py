@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from stablerep.generate.conditioning import Conditioning
+from stablerep.engines.conditioning import Conditioning
 
 
 class Engine(Protocol):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Unet(nn.Module):
-    """Inputs are latents, timestep and those of generate.conditioning.Conditioning."""
+    """Inputs are latents, timestep and those of engines.conditioning.Conditioning."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()

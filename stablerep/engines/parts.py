@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stablerep import ops
+from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.modules import Decoder, Unet
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.pipeline import DTYPES, Pipeline
 
 NAMES = ("unet", "vae_decoder")

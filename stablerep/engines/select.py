@@ -12,12 +12,12 @@ from torch import Tensor
 
 from stablerep.config import UserError
 from stablerep.engines import Engine, native, onnx, tensorrt
+from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.memory import out_of_memory_is_torch_s
 from stablerep.engines.parts import Part, parts_of
 from stablerep.engines.store import Entry, Store
 from stablerep.engines.torch import TorchEngine
 from stablerep.engines.verify import Run, verify
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.pipeline import Pipeline
 
 BACKENDS: dict[str, Any] = {"onnx": onnx, "trt": tensorrt}  # the modules are alike: why_not, recipe, build, Runner

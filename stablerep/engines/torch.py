@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.memory import out_of_memory_is_torch_s
 from stablerep.engines.modules import Decoder, Unet
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.pipeline import Pipeline
 
 

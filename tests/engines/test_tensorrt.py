@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from stablerep.config import UserError
 from stablerep.engines import onnx_export, tensorrt
 from stablerep.engines.commands import why_not_here
+from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.modules import Unet
 from stablerep.engines.parts import Part
 from stablerep.engines.select import build_part, open_engine
 from stablerep.engines.store import Store
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.pipeline import Pipeline
 
 CPU = torch.device("cpu")
