@@ -30,7 +30,6 @@ from stablerep.generate.sampler import scales as on_device
 PACKAGE = Path(__file__).parent.parent
 # In a wheel the folder lies in the package, in a source checkout with the script that trained it.
 DEFAULT_GENERATOR_FOLDERS = (PACKAGE / "default_generator", PACKAGE.parent / "examples/fashion/pipeline")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

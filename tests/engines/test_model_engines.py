@@ -15,11 +15,10 @@ import torch
 import stablerep
 from stablerep.config import UserError
 from stablerep.engines import onnx, onnx_export, tensorrt
-from stablerep.engines.memory import out_of_memory_is_torch_s
-from stablerep.engines.parts import parts_of
-from stablerep.engines.select import CompiledEngine, build_part, load, open_engine
+from stablerep.engines.module import module_specs
+from stablerep.engines.select import CompiledEngine, build_module, load, open_engine
 from stablerep.engines.store import Store
-from stablerep.engines.torch import TorchEngine
+from stablerep.engines.torch import TorchEngine, torch_out_of_memory
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from tests.generate import tiny_models
@@ -59,8 +58,8 @@ def test_onnx_paints_the_pictures_of_torch(kind: str, tmp_path: Path) -> None:
 def test_a_graph_in_half_precision_has_no_mixed_types(tmp_path: Path) -> None:
     onnx_library = pytest.importorskip("onnx")
     tiny_models.save("sdxl-lcm", tmp_path / "model", unet=SMALLEST)
-    part = parts_of(open_pipeline(str(tmp_path / "model"), CPU, dtype=torch.float16))["unet"]
-    onnx_export.export(part, tmp_path)
+    spec = module_specs(open_pipeline(str(tmp_path / "model"), CPU, dtype=torch.float16))["unet"]
+    onnx_export.export(spec, tmp_path)
     onnx_library.checker.check_model(
         str(tmp_path / onnx_export.GRAPH_FILE), full_check=True
     )  # TensorRT's parser is as strict
@@ -70,10 +69,10 @@ def test_a_graph_in_half_precision_has_no_mixed_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sd-lcm", "sdxl-lcm"])
 def test_trt_builds_plans_in_half_precision(kind: str, tmp_path: Path) -> None:
     tiny_models.save(kind, tmp_path / "model", unet=SMALLEST)
-    parts = parts_of(open_pipeline(str(tmp_path / "model"), CPU, dtype=torch.float16))
-    assert parts["vae_decoder"].dtype == (torch.float32 if kind.startswith("sdxl") else torch.float16)
-    for part in parts.values():
-        entry = build_part("trt", part, Store(tmp_path / "store"), rows=4)
+    specs = module_specs(open_pipeline(str(tmp_path / "model"), CPU, dtype=torch.float16))
+    assert specs["vae_decoder"].dtype == (torch.float32 if kind.startswith("sdxl") else torch.float16)
+    for spec in specs.values():
+        entry = build_module("trt", spec, Store(tmp_path / "store"), rows=4)
         assert set(entry.files) == {tensorrt.PLAN_FILE}
 
 
@@ -127,7 +126,7 @@ SAID = (
 
 
 @pytest.mark.parametrize("text", SAID)
-def test_every_engine_s_out_of_memory_is_torch_s(text: str, pipeline: Pipeline) -> None:
+def test_every_library_s_out_of_memory_is_torch_s(text: str, pipeline: Pipeline) -> None:
     def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         raise RuntimeError(text)
 
@@ -144,7 +143,7 @@ def test_every_engine_s_out_of_memory_is_torch_s(text: str, pipeline: Pipeline) 
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes") as error, out_of_memory_is_torch_s():
+    with pytest.raises(RuntimeError, match="shapes") as error, torch_out_of_memory():
         raise RuntimeError("shapes do not fit")
     assert type(error.value) is RuntimeError
 
@@ -154,13 +153,13 @@ def test_an_engine_that_does_not_fit_at_opening_is_one_line(onnx_store: Path, pi
     def full(*_: object) -> None:
         raise MemoryError
 
-    part = parts_of(pipeline)["unet"]
-    entry = Store(onnx_store).find(onnx.recipe(part, 4))
+    spec = module_specs(pipeline)["unet"]
+    entry = Store(onnx_store).find(onnx.engine_key(spec, 4))
     monkeypatch.setattr(onnx, "Runner", full)
     with pytest.raises(
         UserError, match="unet for 4 rows does not fit into the memory of cpu; take a smaller --batch-s"
     ):
-        load(onnx, part, entry, 4)
+        load(onnx, spec, entry, 4)
 
 
 @pytest.mark.parametrize("kind", ["sdxl-turbo", "sd-lcm"])
