@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # the commands' --help need not load torch
+    from torch import Tensor
 
-from stablerep.engines.conditioning import Conditioning
+    from stablerep.engines.conditioning import Conditioning
 
 
 class Engine(Protocol):

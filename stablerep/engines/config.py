@@ -1,4 +1,4 @@
-"""The commands of `stablerep-engine`. Apart from engines.commands, so that --help need not load diffusers."""
+"""The commands of `stablerep-engine`. Apart from engines.commands, so that --help loads neither torch nor diffusers."""
 
 from __future__ import annotations
 

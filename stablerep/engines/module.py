@@ -80,7 +80,7 @@ class ModuleSpec:
     row_shapes: dict[str, tuple[int, ...]]  # of one row; () is the timestep, one number for all rows
     dtype: torch.dtype
     device: torch.device
-    conditioning: Conditioning | None = None  # two real rows: a UNet's numbers are wild on random ones
+    conditioning: Conditioning | None = None  # two rows as a run has them: random ones drive a UNet far out
 
     def example_inputs(self, rows: int, seed: int = 0) -> dict[str, Tensor]:
         """Inputs as a run would give them."""

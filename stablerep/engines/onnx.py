@@ -18,7 +18,7 @@ from stablerep.engines.module import OUTPUT, CompiledModule, ModuleSpec, dtype_n
 from stablerep.engines.store import EngineKey
 
 FEWEST_ROWS_A_THREAD = 4
-FATAL = 4  # its errors are raised too, and said by us; its warnings are notes on its own layout passes
+FATAL = 4  # its errors are raised too, and reported by us; its warnings are notes on its own layout passes
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy has no such dtype
 ELEMENTS: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
@@ -81,7 +81,7 @@ def build(spec: ModuleSpec, most_rows: int, folder: Path) -> None:
 class Runner(CompiledModule):
     """One graph.
 
-    Many rows on the CPU are shared out, a block to a thread that runs alone: threads that meet in every operator wait
+    Many rows on the CPU are shared out, a block to a thread: threads that meet in every operator wait
     for the slowest of them each time (128 rows of the embedded default, 2 threads on a busy machine: 607 ms, this 366).
     """
 

@@ -1,7 +1,7 @@
 """The folder of built engines: one folder an engine, named by what it was made from, whole or not there.
 
     unet-onnx-0123456789abcdef/
-        engine.json     what it was made from, how large its files are, what verifying it said
+        engine.json     what it was made from, how large its files are, what verifying it found
         model.onnx      (or model.plan)
     .locks/             a file a name; a builder holds its lock
 

@@ -165,12 +165,10 @@ def test_other_architectures(pipeline: Pipeline, name: str) -> None:
 
 @pytest.mark.parametrize("lanes", lanes_here())
 @torch.inference_mode()
-def test_every_width_of_vectors(pipeline: Pipeline, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Network.open
-    monkeypatch.setattr(Network, "open", lambda self: opened(self, lanes))
+def test_every_width_of_vectors(pipeline: Pipeline, lanes: int) -> None:
     for spec in module_specs(pipeline).values():
         inputs = spec.example_inputs(3)
-        close(native.open_module(spec)(inputs), spec.reference(inputs), 2e-5)
+        close(native.open_module(spec, lanes)(inputs), spec.reference(inputs), 2e-5)
 
 
 @pytest.mark.parametrize("quant", [True, False])
@@ -266,7 +264,7 @@ def test_generate_names_it_and_keeps_to_it(pipeline: Pipeline, prompts: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         ({"block_out_channels": (24, 48), "norm_num_groups": 8}, "a residual block of another kind"),
         ({"resnet_time_scale_shift": "scale_shift"}, "a residual block of another kind"),
@@ -277,7 +275,7 @@ def test_generate_names_it_and_keeps_to_it(pipeline: Pipeline, prompts: Path, tm
         ({"downsample_padding": 0}, "a downsampling of another kind"),
     ],
 )
-def test_what_it_does_not_support_is_named(pipeline: Pipeline, change: dict, said: str) -> None:
+def test_what_it_does_not_support_is_named(pipeline: Pipeline, change: dict, reason: str) -> None:
     config = {
         "sample_size": 8, "in_channels": 8, "out_channels": 8, "block_out_channels": (16, 32), "norm_num_groups": 8,
         "layers_per_block": 1, "cross_attention_dim": 96, "attention_head_dim": 2,
@@ -285,7 +283,7 @@ def test_what_it_does_not_support_is_named(pipeline: Pipeline, change: dict, sai
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     } | change  # fmt: skip
     other = dataclasses.replace(pipeline, unet=UNet2DConditionModel(**config).eval())
-    with pytest.raises(UserError, match=f"--engine native cannot run: the unet has {said}.*; take --engine torch"):
+    with pytest.raises(UserError, match=f"--engine native cannot run: the unet has {reason}.*; take --engine torch"):
         open_engine("native", other, NOWHERE, batch_size=1)
 
 

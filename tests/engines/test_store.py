@@ -87,7 +87,7 @@ def test_an_engine_with_room_for_more_rows_serves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "expected"),
     [
         ("model.plan", None, "model.plan is missing"),
         ("model.plan", b"short", "has 5 bytes, not 600"),
@@ -99,13 +99,13 @@ def test_an_engine_with_room_for_more_rows_serves(tmp_path: Path) -> None:
         (RECORD, b"\xff\xfe", "cannot be read"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, name: str, data: bytes | None, said: str) -> None:
+def test_damage_is_named(tmp_path: Path, name: str, data: bytes | None, expected: str) -> None:
     store = Store(tmp_path)
     path = build(store).folder / name
     path.unlink() if data is None else path.write_bytes(data)
     [entry] = store.entries()
     reason = entry.reason if isinstance(entry, BrokenEntry) else entry.damage(thorough=True)
-    assert reason is not None and said in reason
+    assert reason is not None and expected in reason
     assert build(store).damage(thorough=True) is None  # it is replaced whole
 
 

@@ -38,8 +38,8 @@ def why_not(spec: ModuleSpec) -> str | None:
 
 
 @torch.inference_mode()
-def open_module(spec: ModuleSpec) -> CompiledModule:
-    """One module, ready to run.
+def open_module(spec: ModuleSpec, lanes: int = 0) -> CompiledModule:
+    """One module, ready to run in vectors of so many floats; 0: as many as the processor has.
 
     Raises:
         UserError: it cannot run here, or has what this engine does not support.
@@ -47,7 +47,7 @@ def open_module(spec: ModuleSpec) -> CompiledModule:
     if reason := why_not(spec):
         raise UserError(f"--engine native cannot run: {reason}")
     try:
-        return _Unet(spec) if spec.name == "unet" else _Decoder(spec)
+        return _Unet(spec, lanes) if spec.name == "unet" else _Decoder(spec, lanes)
     except UnsupportedModuleError as reason:
         raise UserError(f"--engine native cannot run: the {spec.name} has {reason}; take --engine torch") from None
 
@@ -55,16 +55,16 @@ def open_module(spec: ModuleSpec) -> CompiledModule:
 class _Unet(CompiledModule):
     why_not_capturable = WHY_NOT_CAPTURABLE
 
-    def __init__(self, spec: ModuleSpec) -> None:
+    def __init__(self, spec: ModuleSpec, lanes: int) -> None:
         unet: Any = spec.module.unet
         channels, height, width = spec.row_shapes["latents"]
         if added := [name for name in spec.row_shapes if name not in ("latents", "timestep", "text")]:
             raise UnsupportedModuleError(f"the input {added[0]}")
         tokens, _ = spec.row_shapes["text"]
-        self._module, self._network = unet, unet_network(unet, height, width, tokens)
+        self._module, network = unet, unet_network(unet, height, width, tokens)
         size = (height, width)
-        self._run = _NetworkRunner(self._network, (channels, *size), (unet.config.out_channels, *size))
-        blocks = self._network.time
+        self._run = _NetworkRunner(network, (channels, *size), (unet.config.out_channels, *size), lanes)
+        self._projections, blocks = network.texts, network.time
         self._time_weight = torch.cat([block.time_emb_proj.weight for block in blocks])
         self._time_bias = torch.cat([block.time_emb_proj.bias + block.conv1.bias for block in blocks])
         self._time_biases: dict[float, Tensor] = {}
@@ -73,7 +73,7 @@ class _Unet(CompiledModule):
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         text = inputs["text"]
         if self._text is None or not torch.equal(text, self._text.text):
-            self._text = _project(self._network.texts, text)
+            self._text = _project(self._projections, text)
         return self._run(inputs["latents"], self._time_bias_of(inputs["timestep"]), self._text)
 
     def _time_bias_of(self, timestep: Tensor) -> Tensor:  # [all residual blocks' channels], added after their conv1
@@ -88,7 +88,7 @@ class _Unet(CompiledModule):
 class _Decoder(CompiledModule):
     why_not_capturable = WHY_NOT_CAPTURABLE
 
-    def __init__(self, spec: ModuleSpec) -> None:
+    def __init__(self, spec: ModuleSpec, lanes: int) -> None:
         _, height, width = spec.row_shapes["latents"]
         for name in ("latents_mean", "latents_std", "shift_factor"):
             if spec.config.get(name):
@@ -97,7 +97,7 @@ class _Decoder(CompiledModule):
         factor = 2 ** (len(module.decoder.up_blocks) - 1)
         size, channels = (factor * height, factor * width), module.decoder.conv_out.out_channels
         self._run = _NetworkRunner(
-            decoder_network(module, height, width), spec.row_shapes["latents"], (channels, *size)
+            decoder_network(module, height, width), spec.row_shapes["latents"], (channels, *size), lanes
         )
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -131,10 +131,12 @@ def _project(layers: list[TextProjection], text: Tensor) -> _ProjectedText:
 class _NetworkRunner:
     """A network at work on batches of any size."""
 
-    def __init__(self, network: Network, latent_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, network: Network, latent_shape: tuple[int, ...], output_shape: tuple[int, ...], lanes: int
+    ) -> None:
         self._latent_shape, self._output_shape = latent_shape, output_shape
-        self._network = network  # its weights are pointed at
-        self._opened = network.open()
+        self._network = network  # the compiled steps point at its weights
+        self._compiled = network.open(lanes)
 
     def __call__(self, latents: Tensor, time: Tensor | None = None, text: _ProjectedText | None = None) -> Tensor:
         rows = len(latents)
@@ -147,7 +149,7 @@ class _NetworkRunner:
         latents = latents[:pictures].permute(0, 2, 3, 1).contiguous()
         channels, height, width = self._output_shape
         output = torch.empty((rows, height, width, channels))
-        self._opened.run(
+        self._compiled.run(
             input=latents.data_ptr(),
             output=output.data_ptr(),
             time_bias=0 if time is None else time.data_ptr(),

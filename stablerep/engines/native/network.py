@@ -56,7 +56,7 @@ class Network:
     time: list[ResnetBlock2D] = field(default_factory=list)  # whose biases follow the timestep
     texts: list[TextProjection] = field(default_factory=list)
     tokens: int = 0  # of a text
-    shared: bool = True  # until a text is looked at, both halves of a guided batch are the same
+    shared: bool = True  # until the first cross-attention, both halves of a guided batch are the same
     unused: list[FeatureMap] = field(default_factory=list)
 
     def open(self, lanes: int = 0) -> Any:

@@ -163,7 +163,7 @@ def flip(path: Path) -> None:
 
 @needs_onnx
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "warning"),
     [
         (lambda folder: flip(folder / "model.onnx"), "damaged"),
         (lambda folder: (folder / "model.onnx").write_bytes(b""), "has 0 bytes"),
@@ -172,12 +172,12 @@ def flip(path: Path) -> None:
         (lambda folder: (folder / RECORD).unlink(), None),
     ],
 )
-def test_a_damaged_engine_is_built_anew(tmp_path: Path, harm, said: str | None, caplog) -> None:
+def test_a_damaged_engine_is_built_anew(tmp_path: Path, harm, warning: str | None, caplog) -> None:
     store, spec = Store(tmp_path), tiny_spec()
     _, before = open_module("onnx", spec, store, rows=4)
     harm(before.folder)
     run, entry = open_module("onnx", spec, store, rows=4)
-    assert said is None or said in caplog.text
+    assert warning is None or warning in caplog.text
     assert entry.folder == before.folder and entry.damage(thorough=True) is None
     torch.testing.assert_close(run(spec.example_inputs(3)), spec.reference(spec.example_inputs(3)))
 
