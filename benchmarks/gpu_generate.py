@@ -82,7 +82,7 @@ def random_pipeline(model: Model, device: torch.device, dtype: torch.dtype) -> P
     """A pipeline of these sizes; its prompts are encoded as noise."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from stablerep.generate.conditioning import Conditioning
+    from stablerep.engines.conditioning import Conditioning
     from stablerep.generate.pipeline import Pipeline
 
     class RandomPipeline(Pipeline):

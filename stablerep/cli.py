@@ -164,9 +164,10 @@ def engine(argv: Sequence[str] | None = None) -> None:
             return
         check_choice("stablerep-engine", verb, COMMANDS)
         config = _with_cache_folders(parse(COMMANDS[verb], rest, f"stablerep-engine {verb}"))
-        from stablerep.engines.commands import RUN
+        from stablerep.engines.commands import run
+        from stablerep.generate.pipeline import open_pipeline
 
-        for line in RUN[verb](config):
+        for line in run(config, lambda model, device, dtype: open_pipeline(model, device, dtype=dtype)):
             print(line, flush=True)
 
     _command("stablerep-engine", run, argv)

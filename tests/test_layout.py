@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "ops": BASE | {"native"},
     "data": LOW,
     "models": LOW,
-    "engines": LOW | {"generate"},
+    "engines": LOW,
     "generate": PARTS | {"engines"},
     "train": PARTS,
     "evaluate": PARTS,

@@ -14,7 +14,7 @@ from benchmarks.record import Bench
 from stablerep import ops
 from stablerep.config import UserError
 from stablerep.engines import Engine
-from stablerep.engines.parts import parts_of
+from stablerep.engines.module import module_specs
 from stablerep.engines.select import open_engine
 from stablerep.engines.store import Store
 from stablerep.engines.torch import TorchEngine
@@ -35,22 +35,22 @@ def engines(pipeline: Pipeline, store: Store, batch: int) -> dict[str, Engine]:
     return found
 
 
-@pytest.mark.parametrize("part_name", ["unet", "vae_decoder"])
-def test_a_part(bench: Bench, device: str, tmp_path_factory: pytest.TempPathFactory, part_name: str) -> None:
+@pytest.mark.parametrize("module", ["unet", "vae_decoder"])
+def test_a_module(bench: Bench, device: str, tmp_path_factory: pytest.TempPathFactory, module: str) -> None:
     if bench.quick:
-        pytest.skip("test_a_batch runs both parts")
+        pytest.skip("test_a_batch runs both")
     pipeline = open_pipeline("default", torch.device(device))
-    part = parts_of(pipeline)[part_name]
-    inputs = part.example(128 if part_name == "unet" else 64)
-    runs: dict[str, Callable[[], torch.Tensor]] = {"torch": lambda: part.reference(inputs)}
+    spec = module_specs(pipeline)[module]
+    inputs = spec.example_inputs(128 if module == "unet" else 64)
+    runs: dict[str, Callable[[], torch.Tensor]] = {"torch": lambda: spec.reference(inputs)}
     for name, engine in engines(pipeline, Store(tmp_path_factory.getbasetemp() / "engines"), 64).items():
         if name != "torch":
-            run = engine.run_unet if part_name == "unet" else engine.run_decoder  # type: ignore[attr-defined]
+            run = engine.run_unet if module == "unet" else engine.run_decoder  # type: ignore[attr-defined]
             runs[name] = lambda run=run: run(inputs)
     expected = runs["torch"]()
     for run in runs.values():
         torch.testing.assert_close(run(), expected, rtol=0, atol=0.02)
-    bench.compare(f"engine part {part_name}, {len(inputs['latents'])} rows", device, runs)
+    bench.compare(f"engine part {module}, {len(inputs['latents'])} rows", device, runs)
 
 
 def test_a_batch(bench: Bench, device: str, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -64,8 +64,8 @@ def test_a_batch(bench: Bench, device: str, tmp_path_factory: pytest.TempPathFac
 
     def paint(engine: Engine) -> np.ndarray:
         painter = Painter(pipeline, engine, schedule, config, BatchSize(batch))
-        told = encode_prompts(painter, [Prompt(number, text) for number, text in enumerate(prompts)])
-        return paint_batch(painter, told, [(row, 0) for row in range(batch)])["pixels"].cpu().numpy()
+        encoded = encode_prompts(painter, [Prompt(number, text) for number, text in enumerate(prompts)])
+        return paint_batch(painter, encoded, [(row, 0) for row in range(batch)])["pixels"].cpu().numpy()
 
     theirs = StableDiffusionPipeline.from_pretrained(default_generator(), dtype=pipeline.unet.dtype).to(where)
     theirs.set_progress_bar_config(disable=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # the commands' --help need not load torch
+    from torch import Tensor
 
-from stablerep.generate.conditioning import Conditioning
+    from stablerep.engines.conditioning import Conditioning
 
 
 class Engine(Protocol):
@@ -16,8 +17,15 @@ class Engine(Protocol):
     def name(self) -> str:
         """torch, native, onnx or trt."""
 
-    def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
+    @property
+    def why_not_capturable(self) -> str | None:
+        """Why a CUDA graph cannot hold its calls; None if it can."""
+
+    def unet(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict from latents [B, C, h, w], timestep [] float32 and B rows of conditioning; same shape as latents."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as the sampler leaves them, [B, C, h, w], to pictures [B, 3, H, W], about -1..1."""
+        """Latents as the denoising loop leaves them, [B, C, h, w], to pictures [B, 3, H, W], about -1..1."""
+
+    def with_own_context(self) -> Engine:
+        """The same engine for one CUDA graph, with working memory that no other call uses; itself if it keeps none."""

@@ -1,4 +1,4 @@
-"""What `stablerep-engine` can be told."""
+"""The commands of `stablerep-engine`. Apart from engines.commands, so that --help loads neither torch nor diffusers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stablerep.config import UserError, check_choice
-from stablerep.generate.config import DTYPES
 
 COMPILED = ("onnx", "trt")
+DTYPES = ("auto", "fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from stablerep.config import UserError
-from stablerep.engines import forms, onnx_export, parts
-from stablerep.engines.parts import Part
-from stablerep.engines.store import Recipe
+from stablerep.engines import onnx_export
+from stablerep.engines.module import OUTPUT, CompiledModule, ModuleSpec, dtype_name
+from stablerep.engines.store import EngineKey
 
 FEWEST_ROWS_A_THREAD = 4
-FATAL = 4  # its errors are raised too, and said by us; its warnings are notes on its own layout passes
+FATAL = 4  # its errors are raised too, and reported by us; its warnings are notes on its own layout passes
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy has no such dtype
 ELEMENTS: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
@@ -53,17 +53,17 @@ def builder() -> str:
     return onnx_export.exporter()
 
 
-def recipe(part: Part, most_rows: int) -> Recipe:
+def engine_key(spec: ModuleSpec, most_rows: int) -> EngineKey:
     """A graph serves any number of rows, on any device, in any ONNX Runtime."""
-    return Recipe(
-        part=part.name,
+    return EngineKey(
+        module=spec.name,
         engine="onnx",
         builder=builder(),
-        weights=part.weights_digest(),
-        graph=part.graph_digest(),
-        dtype=parts.dtype_name(part.dtype),
+        weights=spec.weights_digest(),
+        graph=spec.graph_digest(),
+        dtype=dtype_name(spec.dtype),
         most_rows=None,
-        flags=(forms.VERSION,),
+        flags=(onnx_export.ONNXRUNTIME_OPERATORS,),
     )
 
 
@@ -72,18 +72,20 @@ def why_not_build() -> str | None:
     return onnx_export.why_not()
 
 
-def build(part: Part, most_rows: int, folder: Path) -> None:
+def build(spec: ModuleSpec, most_rows: int, folder: Path) -> None:
     """Write the graph and its weights."""
-    with forms.onnxruntime_forms(part.module):
-        onnx_export.export(part, folder)
+    with onnx_export.onnxruntime_operators(spec.module):
+        onnx_export.export(spec, folder)
 
 
-class Runner:
-    """One graph. Inputs by name, rows first, on the device the runner was opened for; the output is fresh memory.
+class Runner(CompiledModule):
+    """One graph.
 
-    Many rows on the CPU are shared out, a block to a thread that runs alone: threads that meet in every operator wait
+    Many rows on the CPU are shared out, a block to a thread: threads that meet in every operator wait
     for the slowest of them each time (128 rows of the embedded default, 2 threads on a busy machine: 607 ms, this 366).
     """
+
+    why_not_capturable = "ONNX Runtime keeps the order of its stream itself"
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, rows: int) -> None:
         self._dtype, self._device = dtype, device
@@ -127,7 +129,7 @@ class Runner:
         place = (self._device.type, self._device.index or 0)
         for name, value in inputs.items():
             binding.bind_input(name, *place, ELEMENTS[value.dtype], tuple(value.shape), value.data_ptr())
-        binding.bind_output(parts.OUTPUT, *place, ELEMENTS[output.dtype], tuple(output.shape), output.data_ptr())
+        binding.bind_output(OUTPUT, *place, ELEMENTS[output.dtype], tuple(output.shape), output.data_ptr())
         options = RunOptions()
         options.log_severity_level = FATAL
         if self._stream is not None:  # torch's stream keeps the order; the host need not wait

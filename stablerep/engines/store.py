@@ -1,7 +1,7 @@
 """The folder of built engines: one folder an engine, named by what it was made from, whole or not there.
 
     unet-onnx-0123456789abcdef/
-        engine.json     what it was made from, how large its files are, what verifying it said
+        engine.json     what it was made from, how large its files are, what verifying it found
         model.onnx      (or model.plan)
     .locks/             a file a name; a builder holds its lock
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,6 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from stablerep import atomic
 from stablerep.config import UserError, fingerprint
@@ -36,28 +37,61 @@ log = logging.getLogger("stablerep.generate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything an engine is made from; equal recipes make interchangeable engines."""
+class EngineKey:
+    """Everything an engine is made from; equal keys make interchangeable engines."""
 
-    part: str  # unet or vae_decoder
+    module: str  # unet or vae_decoder
     engine: str  # onnx or trt
     builder: str  # exporter and compiler with their versions
     weights: str  # digest of the weights, in dtype
     graph: str  # digest of what decides the graph
     dtype: str  # fp32, fp16 or bf16
-    most_rows: int | None  # shapes profile: 1 to this many rows, fastest at this many; None: any number
+    most_rows: int | None  # shape profile: 1 to this many rows, fastest at this many; None: any number
     flags: tuple[str, ...] = ()
     gpu: str = "any"
     compute_capability: str = "any"
 
     @property
     def name(self) -> str:
-        return f"{self.part}-{self.engine}-{fingerprint(dataclasses.asdict(self))}"
+        return f"{self.module}-{self.engine}-{fingerprint(self.as_record())}"
 
-    def serves(self, wanted: Recipe) -> bool:
-        """Whether an engine of this recipe can stand in: the same, but for room for more rows."""
+    def serves(self, wanted: EngineKey) -> bool:
+        """Whether an engine of this key can stand in: the same, but for room for more rows."""
         same = dataclasses.replace(self, most_rows=wanted.most_rows) == wanted
         return same and (self.most_rows is None or (wanted.most_rows or 0) <= self.most_rows)
+
+    def as_record(self) -> dict[str, Any]:
+        """The fields as engine.json and the name have them, where the module is called part."""
+        values = dataclasses.asdict(self)
+        return {"part": values.pop("module"), **values}
+
+    @classmethod
+    def from_record(cls, values: dict[str, Any]) -> EngineKey:
+        values = {"module": values["part"], **values, "flags": tuple(values["flags"])}
+        del values["part"]
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What comparing an engine with torch found on one device."""
+
+    cosine: float | None = None  # the least of a row; None: the outputs could not be compared
+    max_error: float | None = None  # as a share of the reference's largest number
+    rows: int | None = None
+    ok: bool
+    reason: str | None = None  # why it is not
+    torch_ms: float | None = None  # measured where it is
+    engine_ms: float | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -65,15 +99,15 @@ class Entry:
     """One engine on the disk."""
 
     folder: Path
-    recipe: Recipe
-    files: dict[str, dict[str, Any]]  # name -> bytes, sha256
+    key: EngineKey
+    files: dict[str, StoredFile]
     built: str
     build_seconds: float
-    verified: dict[str, dict[str, Any]]  # device -> what verify found there
+    verified: dict[str, Verification]  # by device and library
 
     @property
     def bytes(self) -> int:
-        return sum(int(file["bytes"]) for file in self.files.values())
+        return sum(file.bytes for file in self.files.values())
 
     def damage(self, *, thorough: bool) -> str | None:
         """What is wrong with the files; thorough reads them whole."""
@@ -81,21 +115,21 @@ class Entry:
             path = self.folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != file["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes, not {file['bytes']}"
-            if thorough and _sha256(path) != file["sha256"]:
+            if path.stat().st_size != file.bytes:
+                return f"{name} has {path.stat().st_size} bytes, not {file.bytes}"
+            if thorough and _sha256(path) != file.sha256:
                 return f"{name} is damaged: its bytes are not those that were written"
         return None
 
-    def with_verified(self, device: str, result: dict[str, Any]) -> Entry:
-        """The entry with what verifying it on a device said, on the disk too."""
+    def with_verified(self, device: str, result: Verification) -> Entry:
+        """The entry with what verifying it on a device found, on the disk too."""
         entry = dataclasses.replace(self, verified=self.verified | {device: result})
         atomic.write(self.folder / RECORD, _record(entry))
         return entry
 
 
 @dataclass(frozen=True)
-class Broken:
+class BrokenEntry:
     """A folder of the store that is no engine any more."""
 
     folder: Path
@@ -106,28 +140,28 @@ class Broken:
 class Store:
     folder: Path
 
-    def entries(self) -> list[Entry | Broken]:
+    def entries(self) -> list[Entry | BrokenEntry]:
         """Whatever is there, by name."""
         found = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         return [_read(path) for path in found if path.is_dir() and not path.name.startswith(".")]
 
-    def find(self, recipe: Recipe) -> Entry | None:
-        """The engine of a recipe, or one that serves it with the least room to spare."""
-        fits = [e for e in self.entries() if isinstance(e, Entry) and e.recipe.serves(recipe)]
-        return min(fits, key=lambda entry: entry.recipe.most_rows or 0, default=None)
+    def find(self, key: EngineKey) -> Entry | None:
+        """The engine of a key, or one that serves it with the least room to spare."""
+        fits = [e for e in self.entries() if isinstance(e, Entry) and e.key.serves(key)]
+        return min(fits, key=lambda entry: entry.key.most_rows or 0, default=None)
 
-    def build(self, recipe: Recipe, make: Callable[[Path], None]) -> Entry:
-        """Have `make(folder)` write some of FILES and take them in. The caller holds `lock(recipe.name)`."""
-        partial = self.folder / f".{recipe.name}.partial"
+    def build(self, key: EngineKey, make: Callable[[Path], None]) -> Entry:
+        """Have `make(folder)` write some of FILES and take them in. The caller holds `lock(key.name)`."""
+        partial = self.folder / f".{key.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)  # a builder was killed here
         partial.mkdir(parents=True)
         start = time.perf_counter()
         try:
             make(partial)
-            facts = {name: _fact(partial / name) for name in FILES if (partial / name).exists()}
+            files = {name: _store_file(partial / name) for name in FILES if (partial / name).exists()}
             built = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            final = self.folder / recipe.name
-            entry = Entry(final, recipe, facts, built, round(time.perf_counter() - start, 1), {})
+            final = self.folder / key.name
+            entry = Entry(final, key, files, built, round(time.perf_counter() - start, 1), {})
             atomic.write(partial / RECORD, _record(entry))
             self.remove(final)
             os.replace(partial, final)
@@ -146,7 +180,7 @@ class Store:
             os.replace(folder, away)
             shutil.rmtree(away)
 
-    def discard(self, entry: Entry | Broken) -> None:
+    def discard(self, entry: Entry | BrokenEntry) -> None:
         """Remove an engine, unless another process has put a new one in its place."""
         with self.lock(entry.folder.name):
             if entry in self.entries():
@@ -167,20 +201,20 @@ class Store:
     def lock(self, name: str) -> Iterator[None]:
         """One builder of an engine at a time, over all processes of a machine; a killed one lets go."""
         folder = self.folder / ".locks"
+        lock = FileLock(folder / name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                log.info("another process builds %s; waiting for it", name)
+                lock.acquire()
         except OSError as error:
             raise UserError(f"--engine-dir {self.folder} cannot be written: {error.strerror}") from error
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("another process builds %s; waiting for it", name)
-                fcntl.flock(file, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(file)
+            lock.release()
 
 
 def store_at(folder: Path | None) -> Store:
@@ -191,40 +225,40 @@ def store_at(folder: Path | None) -> Store:
 def _record(entry: Entry) -> str:
     values = {
         "format": FORMAT,
-        "recipe": dataclasses.asdict(entry.recipe),
-        "files": entry.files,
+        "recipe": entry.key.as_record(),
+        "files": {name: dataclasses.asdict(file) for name, file in entry.files.items()},
         "built": entry.built,
         "build_seconds": entry.build_seconds,
-        "verified": entry.verified,
+        "verified": {device: result.as_record() for device, result in entry.verified.items()},
     }
     return json.dumps(values, indent=1) + "\n"
 
 
-def _read(folder: Path) -> Entry | Broken:
+def _read(folder: Path) -> Entry | BrokenEntry:
     try:
         values = json.loads((folder / RECORD).read_text())
         if values.pop("format") != FORMAT:
-            return Broken(folder, "written by another version of stablerep")
-        recipe = Recipe(**values["recipe"] | {"flags": tuple(values["recipe"]["flags"])})
-        files = {name: {"bytes": int(f["bytes"]), "sha256": str(f["sha256"])} for name, f in values["files"].items()}
-        if not files or set(files) - set(FILES) or not isinstance(values["verified"], dict):
+            return BrokenEntry(folder, "written by another version of stablerep")
+        key = EngineKey.from_record(values["recipe"])
+        files = {name: StoredFile(int(f["bytes"]), str(f["sha256"])) for name, f in values["files"].items()}
+        if not files or set(files) - set(FILES):
             raise ValueError
-        seconds = float(values["build_seconds"])
-        entry = Entry(folder, recipe, files, str(values["built"]), seconds, values["verified"])
+        verified = {device: Verification(**result) for device, result in values["verified"].items()}
+        entry = Entry(folder, key, files, str(values["built"]), float(values["build_seconds"]), verified)
     except FileNotFoundError:
-        return Broken(folder, f"{RECORD} is missing")
+        return BrokenEntry(folder, f"{RECORD} is missing")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Broken(folder, f"{RECORD} cannot be read")
-    if folder.name != recipe.name:
-        return Broken(folder, f"{RECORD} describes another engine")
+        return BrokenEntry(folder, f"{RECORD} cannot be read")
+    if folder.name != key.name:
+        return BrokenEntry(folder, f"{RECORD} describes another engine")
     return entry
 
 
-def _fact(path: Path) -> dict[str, Any]:
+def _store_file(path: Path) -> StoredFile:
     """Size and digest of a file that is then on the disk for good."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return StoredFile(path.stat().st_size, _sha256(path))
 
 
 def _sha256(path: Path) -> str:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from stablerep.config import UserError
-from stablerep.engines import onnx_export, parts
-from stablerep.engines.parts import Part
-from stablerep.engines.store import Recipe
+from stablerep.engines import onnx_export
+from stablerep.engines.module import OUTPUT, CompiledModule, ModuleSpec, dtype_name
+from stablerep.engines.store import EngineKey
 
 PLAN_FILE = "model.plan"
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
@@ -62,19 +62,19 @@ def builder() -> str:
     return f"{version()}, {onnx_export.exporter()}"
 
 
-def recipe(part: Part, most_rows: int) -> Recipe:
+def engine_key(spec: ModuleSpec, most_rows: int) -> EngineKey:
     """A plan of TensorRT belongs to one kind of GPU; one of TensorRT-RTX is finished on the GPU it meets."""
     gpu, capability = "any", "any"
     if not _is_rtx():
-        gpu = torch.cuda.get_device_name(part.device)
-        capability = "{}.{}".format(*torch.cuda.get_device_capability(part.device))
-    return Recipe(
-        part=part.name,
+        gpu = torch.cuda.get_device_name(spec.device)
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(spec.device))
+    return EngineKey(
+        module=spec.name,
         engine="trt",
         builder=builder(),
-        weights=part.weights_digest(),
-        graph=part.graph_digest(),
-        dtype=parts.dtype_name(part.dtype),
+        weights=spec.weights_digest(),
+        graph=spec.graph_digest(),
+        dtype=dtype_name(spec.dtype),
         most_rows=most_rows,
         flags=("strongly typed", "no tf32"),
         gpu=gpu,
@@ -82,24 +82,24 @@ def recipe(part: Part, most_rows: int) -> Recipe:
     )
 
 
-def build(part: Part, most_rows: int, folder: Path) -> None:
+def build(spec: ModuleSpec, most_rows: int, folder: Path) -> None:
     """Export the graph and compile it for 1 to most_rows rows.
 
     Raises:
         UserError: TensorRT refuses the graph, or the plan is too small to hold the weights in the dtype asked for.
     """
     with tempfile.TemporaryDirectory(dir=folder) as graphs:
-        onnx_export.export(part, Path(graphs))
-        plan = _compile(part, Path(graphs) / onnx_export.GRAPH_FILE, most_rows)
-    weights = sum(weight.nbytes for weight in part.module.parameters())
+        onnx_export.export(spec, Path(graphs))
+        plan = _compile(spec, Path(graphs) / onnx_export.GRAPH_FILE, most_rows)
+    weights = sum(weight.nbytes for weight in spec.module.parameters())
     if plan.nbytes < 0.9 * weights:
-        raise UserError(f"TensorRT kept {part.name} in {plan.nbytes} bytes, too few for weights in the dtype asked for")
+        raise UserError(f"TensorRT kept {spec.name} in {plan.nbytes} bytes, too few for weights in the dtype asked for")
     with (folder / PLAN_FILE).open("wb") as file:
         file.write(plan)
 
 
-class Runner:
-    """One plan. Inputs by name, rows first, on the GPU; the output is fresh memory.
+class Runner(CompiledModule):
+    """One plan.
 
     Raises:
         ValueError: the plan is of another GPU, version or precision; the text says which.
@@ -124,8 +124,8 @@ class Runner:
         # The loop hands out one number of a table, which lies anywhere; TensorRT wants aligned addresses.
         self._timestep = torch.zeros(1, dtype=self._dtypes.get("timestep", torch.float32), device=device)
 
-    def alone(self) -> Runner:
-        """The same plan with working memory of its own: a CUDA graph's must not be set to another shape behind it."""
+    def with_own_context(self) -> Runner:
+        """The same plan with an execution context of its own: a CUDA graph's must not be set to another shape later."""
         other = copy.copy(self)
         other._context = _context(self._engine, self._device)
         other._timestep = torch.zeros_like(self._timestep)
@@ -145,9 +145,9 @@ class Runner:
             assert value.dtype == self._dtypes[name], f"{name} is {value.dtype}"
             self._context.set_input_shape(name, tuple(value.shape))
             self._context.set_tensor_address(name, value.data_ptr())
-        shape = tuple(self._context.get_tensor_shape(parts.OUTPUT))
+        shape = tuple(self._context.get_tensor_shape(OUTPUT))
         output = torch.empty(shape, dtype=self._dtype, device=self._device)
-        self._context.set_tensor_address(parts.OUTPUT, output.data_ptr())
+        self._context.set_tensor_address(OUTPUT, output.data_ptr())
         if not self._context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
             raise RuntimeError(f"TensorRT could not run the plan: {_last_error()}")
         return output
@@ -161,7 +161,7 @@ def _context(engine: Any, device: torch.device) -> Any:
     return context
 
 
-def _compile(part: Part, graph: Path, most_rows: int) -> Any:
+def _compile(spec: ModuleSpec, graph: Path, most_rows: int) -> Any:
     trt = _library()
     builder = trt.Builder(_logger())
     # The dtype is in the graph; strongly typed, TensorRT computes in it and no other. TensorRT 11 knows nothing else.
@@ -170,17 +170,17 @@ def _compile(part: Part, graph: Path, most_rows: int) -> Any:
     parser = trt.OnnxParser(network, _logger())
     if not parser.parse_from_file(str(graph)):
         reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-        raise UserError(f"TensorRT cannot read the graph of {part.name}: {' '.join(reasons.split())[:300]}")
+        raise UserError(f"TensorRT cannot read the graph of {spec.name}: {' '.join(reasons.split())[:300]}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
     profile = builder.create_optimization_profile()
-    for name, shape in part.row_shapes.items():
+    for name, shape in spec.row_shapes.items():
         if shape:
             profile.set_shape(name, (1, *shape), (most_rows, *shape), (most_rows, *shape))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise UserError(f"TensorRT cannot compile {part.name}: {_last_error()}")
+        raise UserError(f"TensorRT cannot compile {spec.name}: {_last_error()}")
     return plan
 
 

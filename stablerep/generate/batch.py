@@ -14,10 +14,10 @@ from torch import Tensor
 from stablerep import ops
 from stablerep.config import UserError
 from stablerep.engines import Engine
+from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.select import open_engine
 from stablerep.engines.store import store_at
 from stablerep.generate import screen
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.diffusers_schedule import DiffusersSchedule, open_schedule
 from stablerep.generate.encode import Encode, Encoded, open_encode

@@ -13,13 +13,14 @@ import torch
 
 from stablerep import distributed
 from stablerep.config import UserError
+from stablerep.engines.module import DTYPES
 from stablerep.generate import sweep
 from stablerep.generate.batch import BatchSize, open_painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import as_file, decide_encoder
 from stablerep.generate.origin import as_begun, check_same_run
 from stablerep.generate.paint import paint_shard
-from stablerep.generate.pipeline import DTYPES, Pipeline, open_pipeline
+from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.publish import read_done
 from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of

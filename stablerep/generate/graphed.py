@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from stablerep.engines import Engine
-from stablerep.engines.select import CompiledEngine
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.schedule import Schedule
 
@@ -44,9 +43,7 @@ def why_not(engine: Engine, schedule: Schedule | DiffusersSchedule) -> str | Non
     """Why batches cannot be captured, as far as that is known before trying."""
     if isinstance(schedule, DiffusersSchedule):
         return "diffusers' own scheduler objects compute on the host between the steps"
-    if engine.name == "onnx":
-        return "ONNX Runtime keeps the order of its stream itself"
-    return None
+    return engine.why_not_capturable
 
 
 class Graphs:
@@ -95,7 +92,7 @@ class Graphs:
             self._forget(next(iter(self._graphs)))
         try:
             own = {name: value.clone() for name, value in inputs.items()}
-            engine = self._engine.alone() if isinstance(self._engine, CompiledEngine) else self._engine
+            engine = self._engine.with_own_context()
             if engine is not self._engine:
                 call(engine, own)  # TensorRT settles a new shape in its first run, in ways that no graph can hold
             self._graphs[key] = self._capture(partial(call, engine), own)

@@ -22,14 +22,14 @@ from transformers.utils import logging as transformers_logging
 
 from stablerep import hub
 from stablerep.config import UserError
-from stablerep.generate.conditioning import Conditioning, guidance_embedding
+from stablerep.engines.conditioning import Conditioning, guidance_embedding
 from stablerep.generate.lora import fuse_lora
 from stablerep.generate.model_files import OPENS, check_kind, find_folder, is_xl, read_index, variant_of
+from stablerep.generate.sampler import scales as on_device
 
 PACKAGE = Path(__file__).parent.parent
 # In a wheel the folder lies in the package, in a source checkout with the script that trained it.
 DEFAULT_GENERATOR_FOLDERS = (PACKAGE / "default_generator", PACKAGE.parent / "examples/fashion/pipeline")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class Pipeline:
         """Add the guidance scale of each row where the UNet takes it as an input."""
         if not self.embeds_guidance:
             return told
-        embedding = guidance_embedding(scales, self.unet.config.time_cond_proj_dim, told)
-        return Conditioning({**told.inputs, "timestep_cond": embedding})
+        weight = on_device([scale - 1 for scale in scales], len(told), told.device)
+        embedding = guidance_embedding(weight, self.unet.config.time_cond_proj_dim)
+        return Conditioning({**told.inputs, "timestep_cond": embedding.to(told.dtype)})
 
     def is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the tokenizer takes."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stablerep import ops
 from stablerep.engines import Engine
-from stablerep.generate.conditioning import Conditioning
+from stablerep.engines.conditioning import Conditioning
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.guidance import guide
 from stablerep.generate.schedule import Schedule

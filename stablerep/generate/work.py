@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from stablerep import shards
+from stablerep.engines.module import DTYPES
 from stablerep.generate import screen
 from stablerep.generate.batch import open_painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import as_file, decide_encoder
 from stablerep.generate.paint import Painted, paint_shard
-from stablerep.generate.pipeline import DTYPES, open_pipeline
+from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.settings import settings_of
 from stablerep.generate.tally import Tally
 from stablerep.prompts import Prompt

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stablerep import cli
-from stablerep.engines.store import Broken, Entry, Store
+from stablerep.engines.store import BrokenEntry, Entry, Store, Verification
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_build_list_verify_prune(engine_dir: Path, capsys: pytest.CaptureFixture
     entry = Store(engine_dir).entries()[-1]
     assert isinstance(entry, Entry)
     [place] = entry.verified
-    entry.with_verified(place, {"ok": False, "reason": "differs from torch: cosine 0.1"})
+    entry.with_verified(place, Verification(ok=False, reason="differs from torch: cosine 0.1"))
     cli.engine(["prune", "--dry-run", *where])
     assert "would be removed: on cpu, onnxruntime" in capsys.readouterr().out
     assert len(Store(engine_dir).entries()) == 2
@@ -40,7 +40,7 @@ def test_build_list_verify_prune(engine_dir: Path, capsys: pytest.CaptureFixture
     (entry.folder / "engine.json").write_text("{")
     cli.engine(["list", *where])
     assert "cannot run here: engine.json cannot be read" in capsys.readouterr().out
-    assert isinstance(Store(engine_dir).entries()[-1], Broken)
+    assert isinstance(Store(engine_dir).entries()[-1], BrokenEntry)
     cli.engine(["prune", *where])
     assert "removed: engine.json cannot be read" in capsys.readouterr().out
     assert len(Store(engine_dir).entries()) == 1

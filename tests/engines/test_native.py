@@ -18,10 +18,10 @@ import stablerep
 from stablerep import native as compiled
 from stablerep.config import UserError
 from stablerep.engines import Engine, native, select
-from stablerep.engines.native.network import Map, Network
-from stablerep.engines.parts import Part, parts_of
+from stablerep.engines.module import ModuleSpec, module_specs
+from stablerep.engines.native.network import FeatureMap, Network
 from stablerep.engines.select import open_engine
-from stablerep.engines.store import Store
+from stablerep.engines.store import Store, Verification
 from stablerep.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.schedule import make_schedule
@@ -80,7 +80,7 @@ def test_a_convolution_with_what_surrounds_it(lanes: int, size: tuple[int, int],
     factor = 2 if upsample else 1
     out_size = (factor * size[0], factor * size[1])
     net = network(32, 80, size, out_size)
-    net.conv(conv, Map(0, 32, *size, False), norm, out=Map(1, 80, *out_size, False), upsample=upsample)
+    net.conv(conv, FeatureMap(0, 32, *size, False), norm, out=FeatureMap(1, 80, *out_size, False), upsample=upsample)
     hidden = nn.functional.silu(norm(x))
     if upsample:
         hidden = nn.functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
@@ -95,7 +95,7 @@ def test_a_product_of_any_number_of_rows(lanes: int, rows: int) -> None:
     layer = nn.Linear(48, 112)
     x = torch.randn(rows, 48, 1, 1)
     net = network(48, 112, (1, 1), (1, 1))
-    net.linear([layer], Map(0, 48, 1, 1, False), out=Map(1, 112, 1, 1, False))
+    net.linear([layer], FeatureMap(0, 48, 1, 1, False), out=FeatureMap(1, 112, 1, 1, False))
     close(run(net, x, (112, 1, 1), lanes)[:, :, 0, 0], layer(x[:, :, 0, 0]), share=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_gelu_far_out_and_at_zero(lanes: int) -> None:
     net = network(16, 16, (1, 1), (1, 1))
     one = torch.cat([torch.ones(16), torch.zeros(16)])  # straight is 1: what is left is gelu(gate)
     net.step(
-        "geglu", Map(0, 16, 1, 1, False), Map(1, 16, 1, 1, False),
+        "geglu", FeatureMap(0, 16, 1, 1, False), FeatureMap(1, 16, 1, 1, False),
         weights=torch.cat([torch.zeros(256), torch.eye(16).flatten()]), bias=one,
     )  # fmt: skip
     expected = nn.functional.gelu(x.double())
@@ -114,11 +114,11 @@ def test_gelu_far_out_and_at_zero(lanes: int) -> None:
 
 
 @torch.inference_mode()
-def test_a_value_that_is_no_number_stays_in_its_picture(pipeline: Pipeline) -> None:
-    part = parts_of(pipeline)["unet"]
-    inputs = part.example(4)
+def test_nan_stays_in_its_picture(pipeline: Pipeline) -> None:
+    spec = module_specs(pipeline)["unet"]
+    inputs = spec.example_inputs(4)
     inputs["latents"][2, 3, 4, 5] = torch.nan
-    output = native.open_part(part)(inputs)
+    output = native.open_module(spec)(inputs)
     assert output[2].isnan().all()
     assert output[[0, 1, 3]].isfinite().all()
 
@@ -141,36 +141,34 @@ UNETS: dict[str, Callable[[], UNet2DConditionModel]] = {
 }  # fmt: skip
 
 
-def with_unet(pipeline: Pipeline, unet: UNet2DConditionModel) -> Part:
+def with_unet(pipeline: Pipeline, unet: UNet2DConditionModel) -> ModuleSpec:
     for value in unet.parameters():  # far from what they start as: norms of 1 and 0 hide mistakes
         value.data += 0.02 * torch.randn_like(value)
     unet.eval().requires_grad_(False)
-    return parts_of(dataclasses.replace(pipeline, unet=unet))["unet"]
+    return module_specs(dataclasses.replace(pipeline, unet=unet))["unet"]
 
 
 @pytest.mark.parametrize("name", UNETS)
 @torch.inference_mode()
 def test_other_architectures(pipeline: Pipeline, name: str) -> None:
     torch.manual_seed(0)
-    part = with_unet(pipeline, UNETS[name]())
-    unet = native.open_part(part)
+    spec = with_unet(pipeline, UNETS[name]())
+    unet = native.open_module(spec)
     for rows in (1, 3, 6):
-        inputs = part.example(rows)
-        close(unet(inputs), part.reference(inputs), 2e-5)
-    guided = part.example(6)
+        inputs = spec.example_inputs(rows)
+        close(unet(inputs), spec.reference(inputs), 2e-5)
+    guided = spec.example_inputs(6)
     guided["latents"][3:] = guided["latents"][:3]  # the way of guidance: every picture twice, with two texts
     guided["text"] = guided["text"][[0, 0, 0, 1, 0, 1]]
-    close(unet(guided), part.reference(guided), 2e-5)
+    close(unet(guided), spec.reference(guided), 2e-5)
 
 
 @pytest.mark.parametrize("lanes", lanes_here())
 @torch.inference_mode()
-def test_every_width_of_vectors(pipeline: Pipeline, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Network.open
-    monkeypatch.setattr(Network, "open", lambda self: opened(self, lanes))
-    for part in parts_of(pipeline).values():
-        inputs = part.example(3)
-        close(native.open_part(part)(inputs), part.reference(inputs), 2e-5)
+def test_every_width_of_vectors(pipeline: Pipeline, lanes: int) -> None:
+    for spec in module_specs(pipeline).values():
+        inputs = spec.example_inputs(3)
+        close(native.open_module(spec, lanes)(inputs), spec.reference(inputs), 2e-5)
 
 
 @pytest.mark.parametrize("quant", [True, False])
@@ -182,16 +180,16 @@ def test_a_decoder_with_attention(pipeline: Pipeline, quant: bool) -> None:
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
         use_post_quant_conv=quant, scaling_factor=0.3,
     ).eval()  # fmt: skip
-    part = parts_of(dataclasses.replace(pipeline, vae=vae))["vae_decoder"]
-    inputs = part.example(5)
-    close(native.open_part(part)(inputs), part.reference(inputs), 2e-5)
+    spec = module_specs(dataclasses.replace(pipeline, vae=vae))["vae_decoder"]
+    inputs = spec.example_inputs(5)
+    close(native.open_module(spec)(inputs), spec.reference(inputs), 2e-5)
 
 
 @torch.inference_mode()
 def test_a_picture_is_the_same_whatever_the_batch_and_the_threads(pipeline: Pipeline) -> None:
-    parts, before = parts_of(pipeline), torch.get_num_threads()
-    for part in parts.values():
-        engine, inputs = native.open_part(part), part.example(45)
+    specs, before = module_specs(pipeline), torch.get_num_threads()
+    for spec in specs.values():
+        engine, inputs = native.open_module(spec), spec.example_inputs(45)
         together = engine(inputs)
         try:
             for threads, rows in ((1, slice(44, 45)), (3, slice(7, 26)), (2, slice(0, 2))):
@@ -200,32 +198,32 @@ def test_a_picture_is_the_same_whatever_the_batch_and_the_threads(pipeline: Pipe
                 assert torch.equal(engine(some), together[rows])
         finally:
             torch.set_num_threads(before)
-    inputs = parts["unet"].example(8)
-    apart = {name: value if name == "timestep" else torch.cat([value, value]) for name, value in inputs.items()}
-    apart["latents"] = torch.cat([inputs["latents"], inputs["latents"]])  # what both halves share is computed once
-    unet = native.open_part(parts["unet"])
-    assert torch.equal(unet(apart)[:8], unet(inputs))
+    inputs = specs["unet"].example_inputs(8)
+    doubled = {name: value if name == "timestep" else torch.cat([value, value]) for name, value in inputs.items()}
+    doubled["latents"] = torch.cat([inputs["latents"], inputs["latents"]])  # what both halves share is computed once
+    unet = native.open_module(specs["unet"])
+    assert torch.equal(unet(doubled)[:8], unet(inputs))
 
 
 @torch.inference_mode()
 def test_another_text_and_another_timestep_are_heard(pipeline: Pipeline) -> None:
-    part = parts_of(pipeline)["unet"]
-    unet, inputs = native.open_part(part), part.example(4)
+    spec = module_specs(pipeline)["unet"]
+    unet, inputs = native.open_module(spec), spec.example_inputs(4)
     unet(inputs)
     inputs["text"] += 0.3 * torch.randn_like(inputs["text"])  # in place
-    close(unet(inputs), part.reference(inputs), 2e-5)
+    close(unet(inputs), spec.reference(inputs), 2e-5)
     inputs["timestep"] = torch.tensor(37.25)
-    close(unet(inputs), part.reference(inputs), 2e-5)
+    close(unet(inputs), spec.reference(inputs), 2e-5)
     inputs["latents"] = inputs["latents"].contiguous(memory_format=torch.channels_last)
-    close(unet(inputs), part.reference(inputs), 2e-5)
+    close(unet(inputs), spec.reference(inputs), 2e-5)
 
 
 def paint(engine: Engine, pipeline: Pipeline, guidance_scale: float) -> np.ndarray:
     ids = torch.arange(3)
-    told = pipeline.encode(["a photo of a dark slim sneaker", "a photo of a white bag", ""]), pipeline.encode([""])
+    encoded = pipeline.encode(["a photo of a dark slim sneaker", "a photo of a white bag", ""]), pipeline.encode([""])
     schedule = make_schedule("dpmsolver++", pipeline.scheduler_config, 12, CPU)
     images = sample(
-        engine, schedule, *told, ids, ids, latent_shape=pipeline.latent_shape, guidance_scale=guidance_scale, seed=3
+        engine, schedule, *encoded, ids, ids, latent_shape=pipeline.latent_shape, guidance_scale=guidance_scale, seed=3
     )
     return images.numpy().astype(int)
 
@@ -240,7 +238,7 @@ def test_it_paints_the_pictures_of_torch(pipeline: Pipeline, guidance_scale: flo
 
 
 def test_auto_takes_it_on_the_cpu_and_says_so(pipeline: Pipeline, monkeypatch, caplog) -> None:
-    found = {"ok": True, "engine_ms": 5.0, "torch_ms": 10.0, "rows": 8}
+    found = Verification(ok=True, engine_ms=5.0, torch_ms=10.0, rows=8)
     monkeypatch.setattr(select, "verify", lambda *_: found)
     with caplog.at_level(logging.INFO, "stablerep.generate"):
         assert open_engine("auto", pipeline, NOWHERE, batch_size=4).name == "native"
@@ -248,8 +246,8 @@ def test_auto_takes_it_on_the_cpu_and_says_so(pipeline: Pipeline, monkeypatch, c
 
 
 def test_what_differs_from_torch_is_never_run(pipeline: Pipeline, monkeypatch) -> None:
-    opened = native.open_part
-    monkeypatch.setattr(native, "open_part", lambda part: lambda inputs: opened(part)(inputs) * 1.01)
+    opened = native.open_module
+    monkeypatch.setattr(native, "open_module", lambda spec: lambda inputs: opened(spec)(inputs) * 1.01)
     with pytest.raises(UserError, match="--engine native: its unet cannot be used: differs from torch"):
         open_engine("native", pipeline, NOWHERE, batch_size=4)
 
@@ -266,7 +264,7 @@ def test_generate_names_it_and_keeps_to_it(pipeline: Pipeline, prompts: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         ({"block_out_channels": (24, 48), "norm_num_groups": 8}, "a residual block of another kind"),
         ({"resnet_time_scale_shift": "scale_shift"}, "a residual block of another kind"),
@@ -277,7 +275,7 @@ def test_generate_names_it_and_keeps_to_it(pipeline: Pipeline, prompts: Path, tm
         ({"downsample_padding": 0}, "a downsampling of another kind"),
     ],
 )
-def test_what_it_has_no_word_for_is_named(pipeline: Pipeline, change: dict, said: str) -> None:
+def test_what_it_does_not_support_is_named(pipeline: Pipeline, change: dict, reason: str) -> None:
     config = {
         "sample_size": 8, "in_channels": 8, "out_channels": 8, "block_out_channels": (16, 32), "norm_num_groups": 8,
         "layers_per_block": 1, "cross_attention_dim": 96, "attention_head_dim": 2,
@@ -285,16 +283,16 @@ def test_what_it_has_no_word_for_is_named(pipeline: Pipeline, change: dict, said
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     } | change  # fmt: skip
     other = dataclasses.replace(pipeline, unet=UNet2DConditionModel(**config).eval())
-    with pytest.raises(UserError, match=f"--engine native cannot run: the unet has {said}.*; take --engine torch"):
+    with pytest.raises(UserError, match=f"--engine native cannot run: the unet has {reason}.*; take --engine torch"):
         open_engine("native", other, NOWHERE, batch_size=1)
 
 
 def test_another_size_than_it_was_made_for(pipeline: Pipeline) -> None:
-    part = parts_of(pipeline)["vae_decoder"]
+    spec = module_specs(pipeline)["vae_decoder"]
     with pytest.raises(ValueError, match=r"made for latents \[8, 8, 8\]"):
-        native.open_part(part)({"latents": torch.zeros(2, 8, 8, 9)})
+        native.open_module(spec)({"latents": torch.zeros(2, 8, 8, 9)})
 
 
 def test_half_precision_says_why_not(pipeline: Pipeline) -> None:
-    part = dataclasses.replace(parts_of(pipeline)["unet"], dtype=torch.float16)
-    assert "computes in float32 on the CPU, not in float16 on cpu" in (native.why_not(part) or "")
+    spec = dataclasses.replace(module_specs(pipeline)["unet"], dtype=torch.float16)
+    assert "computes in float32 on the CPU, not in float16 on cpu" in (native.why_not(spec) or "")

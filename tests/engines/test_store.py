@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from stablerep.config import UserError
-from stablerep.engines.store import RECORD, Broken, Entry, Recipe, Store
+from stablerep.engines.store import RECORD, BrokenEntry, EngineKey, Entry, Store, Verification
 
-RECIPE = Recipe(
-    part="unet",
+KEY = EngineKey(
+    module="unet",
     engine="onnx",
     builder="exporter 1",
     weights="0123",
@@ -32,20 +32,20 @@ def write_plan(folder: Path) -> None:
     (folder / "model.plan").write_bytes(b"a plan" * 100)
 
 
-def build(store: Store, recipe: Recipe = RECIPE) -> Entry:
-    with store.lock(recipe.name):
-        return store.build(recipe, write_plan)
+def build(store: Store, key: EngineKey = KEY) -> Entry:
+    with store.lock(key.name):
+        return store.build(key, write_plan)
 
 
 def test_what_was_built_is_found_again(tmp_path: Path) -> None:
     store = Store(tmp_path / "engines")
-    assert (store.entries(), store.find(RECIPE)) == ([], None)
+    assert (store.entries(), store.find(KEY)) == ([], None)
     entry = build(store)
-    assert store.find(RECIPE) == entry
+    assert store.find(KEY) == entry
     assert (entry.bytes, entry.damage(thorough=True)) == (600, None)
-    kept = entry.with_verified("cpu", {"ok": True})
+    kept = entry.with_verified("cpu", Verification(ok=True))
     assert store.entries() == [kept]
-    assert [path.name for path in store.folder.iterdir() if not path.name.startswith(".")] == [RECIPE.name]
+    assert [path.name for path in store.folder.iterdir() if not path.name.startswith(".")] == [KEY.name]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_was_built_is_found_again(tmp_path: Path) -> None:
         {"flags": ("tf32",)},
         {"gpu": "NVIDIA H200"},
         {"compute_capability": "10.0"},
-        {"part": "vae_decoder"},
+        {"module": "vae_decoder"},
         {"engine": "trt"},
         {"most_rows": 9},
     ],
@@ -66,21 +66,28 @@ def test_what_was_built_is_found_again(tmp_path: Path) -> None:
 def test_an_engine_of_another_recipe_is_not_taken(tmp_path: Path, change: dict) -> None:
     store = Store(tmp_path)
     build(store)
-    other = dataclasses.replace(RECIPE, **change)
+    other = dataclasses.replace(KEY, **change)
     assert store.find(other) is None
-    assert other.name != RECIPE.name
+    assert other.name != KEY.name
+
+
+def test_names_stay_what_they_were() -> None:
+    """Another name is a rebuild for everyone who has the engine."""
+    assert KEY.name == "unet-onnx-823a28884540"
+    plan = dataclasses.replace(KEY, module="vae_decoder", most_rows=None, flags=("strongly typed", "no tf32"))
+    assert plan.name == "vae_decoder-onnx-d297c341bdc4"
 
 
 def test_an_engine_with_room_for_more_rows_serves(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for rows in (32, 16, 8):
-        build(store, dataclasses.replace(RECIPE, most_rows=rows))
-    found = store.find(dataclasses.replace(RECIPE, most_rows=12))
-    assert found is not None and found.recipe.most_rows == 16
+        build(store, dataclasses.replace(KEY, most_rows=rows))
+    found = store.find(dataclasses.replace(KEY, most_rows=12))
+    assert found is not None and found.key.most_rows == 16
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "expected"),
     [
         ("model.plan", None, "model.plan is missing"),
         ("model.plan", b"short", "has 5 bytes, not 600"),
@@ -92,13 +99,13 @@ def test_an_engine_with_room_for_more_rows_serves(tmp_path: Path) -> None:
         (RECORD, b"\xff\xfe", "cannot be read"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, name: str, data: bytes | None, said: str) -> None:
+def test_damage_is_named(tmp_path: Path, name: str, data: bytes | None, expected: str) -> None:
     store = Store(tmp_path)
     path = build(store).folder / name
     path.unlink() if data is None else path.write_bytes(data)
     [entry] = store.entries()
-    reason = entry.reason if isinstance(entry, Broken) else entry.damage(thorough=True)
-    assert reason is not None and said in reason
+    reason = entry.reason if isinstance(entry, BrokenEntry) else entry.damage(thorough=True)
+    assert reason is not None and expected in reason
     assert build(store).damage(thorough=True) is None  # it is replaced whole
 
 
@@ -108,14 +115,14 @@ def test_a_record_names_no_paths(tmp_path: Path, name: str) -> None:
     record = build(store).folder / RECORD
     values = json.loads(record.read_text())
     record.write_text(json.dumps(values | {"files": {name: {"bytes": 1, "sha256": ""}}}))
-    assert isinstance(store.entries()[0], Broken)
+    assert isinstance(store.entries()[0], BrokenEntry)
 
 
 def test_a_record_of_another_engine(tmp_path: Path) -> None:
     store = Store(tmp_path)
     os.rename(build(store).folder, tmp_path / "unet-onnx-000000000000")
     [entry] = store.entries()
-    assert isinstance(entry, Broken) and "describes another engine" in entry.reason
+    assert isinstance(entry, BrokenEntry) and "describes another engine" in entry.reason
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -125,18 +132,18 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
         write_plan(folder)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"), store.lock(RECIPE.name):
-        store.build(RECIPE, full)
+    with pytest.raises(OSError, match="No space"), store.lock(KEY.name):
+        store.build(KEY, full)
     assert [path.name for path in tmp_path.iterdir()] == [".locks"]
 
 
 def slow_builder(folder: Path, counted: Path) -> None:
     store = Store(folder)
-    with store.lock(RECIPE.name):
-        if store.find(RECIPE) is None:
+    with store.lock(KEY.name):
+        if store.find(KEY) is None:
             with counted.open("a") as file:
                 file.write("built\n")
-            store.build(RECIPE, lambda partial: (time.sleep(0.3), write_plan(partial))[-1])
+            store.build(KEY, lambda partial: (time.sleep(0.3), write_plan(partial))[-1])
 
 
 def hanging_builder(folder: Path) -> None:
@@ -145,8 +152,8 @@ def hanging_builder(folder: Path) -> None:
         time.sleep(60)
 
     store = Store(folder)
-    with store.lock(RECIPE.name):
-        store.build(RECIPE, hang)
+    with store.lock(KEY.name):
+        store.build(KEY, hang)
 
 
 def test_of_two_builders_one_builds(tmp_path: Path) -> None:
@@ -159,7 +166,7 @@ def test_of_two_builders_one_builds(tmp_path: Path) -> None:
         builder.join(30)
         assert builder.exitcode == 0
     assert counted.read_text() == "built\n"
-    assert Store(folder).find(RECIPE) is not None
+    assert Store(folder).find(KEY) is not None
 
 
 def test_a_killed_builder_lets_go_and_what_it_left_goes(tmp_path: Path) -> None:
@@ -173,8 +180,8 @@ def test_a_killed_builder_lets_go_and_what_it_left_goes(tmp_path: Path) -> None:
     os.kill(builder.pid, signal.SIGKILL)
     builder.join()
     assert store.entries() == []  # half an engine is none
-    assert store.remove_left_behind() == [RECIPE.name]
-    assert store.find(RECIPE) is None
+    assert store.remove_left_behind() == [KEY.name]
+    assert store.find(KEY) is None
     assert build(store).damage(thorough=True) is None
 
 
@@ -188,7 +195,7 @@ def test_a_new_engine_in_its_place_is_not_discarded(tmp_path: Path) -> None:
     store = Store(tmp_path)
     old = dataclasses.replace(build(store), built="long ago")
     store.discard(old)
-    entry = store.find(RECIPE)
+    entry = store.find(KEY)
     assert entry is not None
     store.discard(entry)
-    assert store.find(RECIPE) is None
+    assert store.find(KEY) is None

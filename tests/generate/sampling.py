@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stablerep import ops
 from stablerep.engines import Engine
-from stablerep.generate.conditioning import Conditioning
+from stablerep.engines.conditioning import Conditioning
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.sampler import denoise, is_guided, scales

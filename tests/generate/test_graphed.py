@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stablerep.engines import onnx
 from stablerep.engines.select import CompiledEngine
 from stablerep.engines.torch import TorchEngine
 from stablerep.generate.batch import BatchSize, Painter
@@ -144,16 +146,20 @@ def test_a_capture_that_fails_is_said_once_and_painting_goes_on(
     assert all(same(each, plain) for each in pictures)
 
 
-@pytest.mark.parametrize(("name", "scheduler", "reason"), [
-    ("torch", "euler_ancestral", "diffusers' own scheduler objects"),
-    ("onnx", "ddim", "ONNX Runtime keeps"),
+class Uncapturable(TorchEngine):
+    why_not_capturable = onnx.Runner.why_not_capturable
+
+
+@pytest.mark.parametrize(("engine", "scheduler", "reason"), [
+    (TorchEngine, "euler_ancestral", "diffusers' own scheduler objects"),
+    (Uncapturable, "ddim", "ONNX Runtime keeps"),
 ])  # fmt: skip
 def test_what_cannot_be_captured_is_known_before(
-    pipeline: Pipeline, name: str, scheduler: str, reason: str, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline, engine: type[TorchEngine], scheduler: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     capture = CallAgain()
     with caplog.at_level(logging.INFO, "stablerep.generate"):
-        graphed = painter(TorchEngine(pipeline, name), capture, scheduler=scheduler)
+        graphed = painter(engine(pipeline), capture, scheduler=scheduler)
     assert reason in caplog.text
     pictures = paint_shard(graphed, PROMPTS)
     assert capture.captured == 0
@@ -171,7 +177,7 @@ def test_a_compiled_engine_is_captured_with_memory_of_its_own_that_has_run_in_th
             ran.append(self.name)
             return inputs["latents"] + 1
 
-        def alone(self) -> Run:
+        def with_own_context(self) -> Run:
             return Run("own")
 
     graphs = Graphs(CompiledEngine("trt", Run("shared"), Run("shared"), torch.float32), None, CallAgain())
@@ -192,7 +198,8 @@ def test_every_order_of_batches(batches: list[tuple[int, bool, int]]) -> None:
         captures.append(before)
         return CallAgain()(call, inputs)
 
-    graphs = Graphs(None, None, capture)
+    engine = SimpleNamespace(with_own_context=lambda: engine)
+    graphs = Graphs(engine, None, capture)
     results = []
     for size, guided, value in batches:
         count = len(captures)

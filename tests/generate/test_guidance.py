@@ -11,8 +11,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from stablerep import ops
+from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.guidance import guide
 from stablerep.generate.noise import MOST_DRAWS, picture_noise
 from stablerep.generate.pipeline import Pipeline, default_generator

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stablerep.engines import Engine
+from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.pipeline import Pipeline, open_pipeline

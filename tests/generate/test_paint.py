@@ -14,10 +14,10 @@ from torch import Tensor
 
 import stablerep
 from stablerep.config import UserError
+from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.torch import TorchEngine
 from stablerep.generate import batch, work
 from stablerep.generate.batch import BatchSize, Painter
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.paint import Painted, paint_shard
 from stablerep.generate.pipeline import Pipeline

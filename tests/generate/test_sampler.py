@@ -15,8 +15,8 @@ from diffusers import (
 from torch import Tensor
 
 from stablerep import ops
+from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import FUSED_SCHEDULERS
 from stablerep.generate.pipeline import Pipeline, default_generator
 from stablerep.generate.schedule import make_schedule

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from stablerep.engines.native import weights
-from stablerep.engines.native.network import Map, Network, check
+from stablerep.engines.native.network import FeatureMap, Network, require
 
 BLOCKS = (
     "CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", "CrossAttnUpBlock2D",
@@ -23,20 +23,20 @@ def unet_network(unet: Any, height: int, width: int, tokens: int) -> Network:
     """The UNet from conv_in to conv_out; slot 0 is its input, slot 1 its output.
 
     Raises:
-        Unfit: a part that these steps have no word for.
+        UnsupportedModuleError: a layer that these steps cannot express.
     """
     config = unet.config
     for name in UNUSED:
-        check(not config.get(name), f"{name} {config.get(name)}")
-    check(unet.conv_norm_out is not None, "no norm at its end")
+        require(not config.get(name), f"{name} {config.get(name)}")
+    require(unet.conv_norm_out is not None, "no norm at its end")
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        check(type(block).__name__ in BLOCKS, f"a block of another kind: {type(block).__name__}")
+        require(type(block).__name__ in BLOCKS, f"a block of another kind: {type(block).__name__}")
     net = _begin(unet.conv_in, unet.conv_out, height, width, 1)
     net.tokens = tokens
-    x = net.conv(unet.conv_in, Map(0, weights.rounded(config.in_channels), height, width, True))
+    x = net.conv(unet.conv_in, FeatureMap(0, weights.rounded(config.in_channels), height, width, True))
     skips = [x]
 
-    def follow(after: Map) -> None:
+    def follow(after: FeatureMap) -> None:
         nonlocal x
         if x not in skips:
             net.free(x)
@@ -74,23 +74,23 @@ def unet_network(unet: Any, height: int, width: int, tokens: int) -> Network:
 
 
 def decoder_network(module: Any, height: int, width: int) -> Network:
-    """A VAE's decoder (the module of engines.parts), from latents as the sampler leaves them; slots as above.
+    """A VAE's decoder (engines.module.Decoder), from latents as the denoising loop leaves them; slots as above.
 
     Raises:
-        Unfit: a part that these steps have no word for.
+        UnsupportedModuleError: a layer that these steps cannot express.
     """
     decoder, quant = module.decoder, module.post_quant_conv
     net = _begin(
         decoder.conv_in if quant is None else quant, decoder.conv_out, height, width, 2 ** (len(decoder.up_blocks) - 1)
     )
     net.shared = False
-    latents = Map(0, net.slots[0][1], height, width, False)
+    latents = FeatureMap(0, net.slots[0][1], height, width, False)
     matrix, bias = torch.eye(latents.channels), None
     if quant is not None:
         matrix, bias = weights.matrix(quant), weights.bias([quant])
     x = net.product(matrix / module.scaling_factor, bias, latents)
 
-    def follow(after: Map) -> None:
+    def follow(after: FeatureMap) -> None:
         nonlocal x
         net.free(x)
         x = after
@@ -101,7 +101,7 @@ def decoder_network(module: Any, height: int, width: int) -> Network:
     for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
         if attention is not None:
             normal = net.group_norm(attention.group_norm, x)
-            check(attention.residual_connection, "attention without a residual connection")
+            require(attention.residual_connection, "attention without a residual connection")
             x = net.attention(attention, normal, x)
             net.free(normal)
         follow(net.resnet(resnet, x))
@@ -121,6 +121,6 @@ def _begin(conv_in: Any, conv_out: Any, height: int, width: int, factor: int) ->
     return net
 
 
-def _end(net: Network, norm: Any, conv: Any, x: Map) -> None:
+def _end(net: Network, norm: Any, conv: Any, x: FeatureMap) -> None:
     assert x.height * x.width == net.slots[1][0]
-    net.conv(conv, x, norm, out=Map(1, net.slots[1][1], x.height, x.width, False))
+    net.conv(conv, x, norm, out=FeatureMap(1, net.slots[1][1], x.height, x.width, False))

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 import stablerep
 from stablerep.config import UserError
 from stablerep.engines import Engine, native, onnx, onnx_export, select, tensorrt
-from stablerep.engines.parts import Part, parts_of
-from stablerep.engines.select import open_engine, open_part
+from stablerep.engines.module import ModuleSpec, module_specs, verify
+from stablerep.engines.select import open_engine, open_module
 from stablerep.engines.store import RECORD, Store
 from stablerep.engines.torch import TorchEngine
-from stablerep.engines.verify import verify
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.schedule import make_schedule
 from tests.generate.sampling import sample
@@ -46,10 +45,10 @@ class Tiny(nn.Module):
         return self.out(self.conv(latents).sigmoid())
 
 
-def tiny_part(dtype: torch.dtype = torch.float32) -> Part:
+def tiny_spec(dtype: torch.dtype = torch.float32) -> ModuleSpec:
     torch.manual_seed(0)
     module = Tiny().to(dtype).eval().requires_grad_(False)
-    return Part("vae_decoder", module, {}, {"latents": (3, 6, 6)}, dtype, CPU)
+    return ModuleSpec("vae_decoder", module, {}, {"latents": (3, 6, 6)}, dtype, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +87,16 @@ def test_onnx_paints_the_pictures_of_torch(
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_onnx_takes_any_rows_on_any_threads(embedded: tuple[Store, Engine], pipeline: Pipeline, rows, threads) -> None:
-    part = parts_of(pipeline)["unet"]
+    spec = module_specs(pipeline)["unet"]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        run, _ = open_part("onnx", part, embedded[0], rows=16)
+        run, _ = open_module("onnx", spec, embedded[0], rows=16)
     finally:
         torch.set_num_threads(before)
-    inputs = part.example(rows)
+    inputs = spec.example_inputs(rows)
     inputs["latents"] = inputs["latents"].to(memory_format=torch.channels_last)  # as a sampler may leave them
-    torch.testing.assert_close(run(inputs), part.reference(inputs), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run(inputs), spec.reference(inputs), rtol=1e-4, atol=1e-4)
 
 
 @needs_onnx
@@ -106,9 +105,9 @@ def test_a_second_opening_builds_and_verifies_nothing(embedded, pipeline: Pipeli
     monkeypatch.setattr(onnx_export, "export", lambda *_: pytest.fail("built again"))
     monkeypatch.setattr(select, "verify", lambda *_: pytest.fail("verified again"))
     assert open_engine("onnx", pipeline, store, batch_size=7).name == "onnx"
-    [unet] = [entry for entry in store.entries() if entry.recipe.part == "unet"]
+    [unet] = [entry for entry in store.entries() if entry.key.module == "unet"]
     [found] = unet.verified.values()
-    assert found["ok"] and found["cosine"] > 0.99999 and found["max_error"] < 1e-4
+    assert found.ok and found.cosine > 0.99999 and found.max_error < 1e-4
 
 
 @needs_onnx
@@ -120,7 +119,8 @@ def test_auto_takes_what_was_measured_ahead_and_says_so(
     monkeypatch.setattr(native, "MOST_WEIGHTS", 1_000_000)
     for entry in store.entries():
         for place, found in entry.verified.items():
-            entry.with_verified(place, found | {"torch_ms": 10.0, "engine_ms": 9.0 if faster else 11.0})
+            measured = dataclasses.replace(found, torch_ms=10.0, engine_ms=9.0 if faster else 11.0)
+            entry.with_verified(place, measured)
     with caplog.at_level(logging.INFO, "stablerep.generate"):
         assert open_engine("auto", pipeline, store, batch_size=4).name == ("onnx" if faster else "torch")
     [line] = [record.getMessage() for record in caplog.records]
@@ -163,7 +163,7 @@ def flip(path: Path) -> None:
 
 @needs_onnx
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "warning"),
     [
         (lambda folder: flip(folder / "model.onnx"), "damaged"),
         (lambda folder: (folder / "model.onnx").write_bytes(b""), "has 0 bytes"),
@@ -172,46 +172,46 @@ def flip(path: Path) -> None:
         (lambda folder: (folder / RECORD).unlink(), None),
     ],
 )
-def test_a_damaged_engine_is_built_anew(tmp_path: Path, harm, said: str | None, caplog) -> None:
-    store, part = Store(tmp_path), tiny_part()
-    _, before = open_part("onnx", part, store, rows=4)
+def test_a_damaged_engine_is_built_anew(tmp_path: Path, harm, warning: str | None, caplog) -> None:
+    store, spec = Store(tmp_path), tiny_spec()
+    _, before = open_module("onnx", spec, store, rows=4)
     harm(before.folder)
-    run, entry = open_part("onnx", part, store, rows=4)
-    assert said is None or said in caplog.text
+    run, entry = open_module("onnx", spec, store, rows=4)
+    assert warning is None or warning in caplog.text
     assert entry.folder == before.folder and entry.damage(thorough=True) is None
-    torch.testing.assert_close(run(part.example(3)), part.reference(part.example(3)))
+    torch.testing.assert_close(run(spec.example_inputs(3)), spec.reference(spec.example_inputs(3)))
 
 
 @needs_onnx
 def test_a_file_that_onnxruntime_refuses_is_built_anew(tmp_path: Path, caplog) -> None:
-    store, part = Store(tmp_path), tiny_part()
-    recipe = onnx.recipe(part, 4)
-    with store.lock(recipe.name):  # its digest is right, its content is not
-        store.build(recipe, lambda folder: (folder / "model.onnx").write_bytes(b"no graph" * 9) and None)
-    open_part("onnx", part, store, rows=4)
+    store, spec = Store(tmp_path), tiny_spec()
+    key = onnx.engine_key(spec, 4)
+    with store.lock(key.name):  # its digest is right, its content is not
+        store.build(key, lambda folder: (folder / "model.onnx").write_bytes(b"no graph" * 9) and None)
+    open_module("onnx", spec, store, rows=4)
     assert "cannot be used" in caplog.text and "building it anew" in caplog.text
 
 
 @needs_onnx
 def test_other_weights_and_other_versions_are_other_engines(tmp_path: Path, monkeypatch) -> None:
-    store, part = Store(tmp_path), tiny_part()
-    open_part("onnx", part, store, rows=4)
-    part.module.conv.bias += 1.0
-    run, _ = open_part("onnx", part, store, rows=4)
-    torch.testing.assert_close(run(part.example(2)), part.reference(part.example(2)))
+    store, spec = Store(tmp_path), tiny_spec()
+    open_module("onnx", spec, store, rows=4)
+    spec.module.conv.bias += 1.0
+    run, _ = open_module("onnx", spec, store, rows=4)
+    torch.testing.assert_close(run(spec.example_inputs(2)), spec.reference(spec.example_inputs(2)))
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "diffusers" else version(name))
-    open_part("onnx", part, store, rows=4)
+    open_module("onnx", spec, store, rows=4)
     assert len(store.entries()) == 3
 
 
 @needs_onnx
 def test_an_engine_that_differs_from_torch_is_never_run(tmp_path: Path, monkeypatch) -> None:
-    store, part = Store(tmp_path), tiny_part()
+    store, spec = Store(tmp_path), tiny_spec()
     call = onnx.Runner.__call__
     monkeypatch.setattr(onnx.Runner, "__call__", lambda self, inputs: call(self, inputs) + 0.1)
     with pytest.raises(UserError, match="vae_decoder was built and cannot be used: differs from torch: cosine"):
-        open_part("onnx", part, store, rows=4)
+        open_module("onnx", spec, store, rows=4)
 
 
 @pytest.mark.parametrize(
@@ -224,25 +224,25 @@ def test_an_engine_that_differs_from_torch_is_never_run(tmp_path: Path, monkeypa
     ],
 )
 def test_verify_refuses(run) -> None:
-    part = tiny_part()
-    assert verify(part, part.reference, 4)["ok"]
-    assert not verify(part, lambda inputs: run(part.reference(inputs)), 4)["ok"]
+    spec = tiny_spec()
+    assert verify(spec, spec.reference, 4).ok
+    assert not verify(spec, lambda inputs: run(spec.reference(inputs)), 4).ok
 
 
 @needs_onnx
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
 def test_the_dtype_is_in_the_graph(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
-    onnx_export.export(tiny_part(dtype), tmp_path)  # checks the precision itself
+    onnx_export.export(tiny_spec(dtype), tmp_path)  # checks the precision itself
     with pytest.raises(UserError, match=f"fp32 was asked for, but the graph holds {name}, latents .*, output"):
         onnx_export.check_precision(tmp_path, "fp32")
 
 
 @needs_onnx
 def test_weights_of_another_dtype_are_an_error(tmp_path: Path) -> None:
-    part = dataclasses.replace(tiny_part(torch.float16), dtype=torch.float32)
-    part.module.forward = lambda latents: Tiny.forward(part.module, latents.half()).float()
+    spec = dataclasses.replace(tiny_spec(torch.float16), dtype=torch.float32)
+    spec.module.forward = lambda latents: Tiny.forward(spec.module, latents.half()).float()
     with pytest.raises(UserError, match="fp32 was asked for, but the graph holds fp16"):
-        onnx_export.export(part, tmp_path)
+        onnx_export.export(spec, tmp_path)
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "tensorrt"])
