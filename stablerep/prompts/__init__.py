@@ -1,4 +1,5 @@
-"""Class lists to prompts, by templates with wildcards.
+"""Prompts: files of them are read, and written from class lists, templates and a language model."""
 
-Nothing is imported here, as in the other commands' packages.
-"""
+from stablerep.prompts.reader import Prompt, read_prompts
+
+__all__ = ["Prompt", "read_prompts"]
