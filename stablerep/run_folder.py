@@ -1,59 +1,56 @@
-"""The folder of a run: whose it is, and whether it may go on there."""
+"""The folder of a run: whose it is, and whether the run that is asked for may go on there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-
-from stablerep import atomic, distributed
 from stablerep import config as configs
-from stablerep.config import UserError
-from stablerep.train.config import TrainConfig
+from stablerep.config import UserError, flag_of
 
 CONFIG = "config.yaml"
-ONLINE = "online.yaml"  # what the pictures that were painted for the run follow from
-# What may differ when a run goes on: where it is, what it runs on and what it leaves behind, not what it computes.
-FREE = ("out", "device", "checkpoint_every", "keep_checkpoints", "log_every")
+
+Config = TypeVar("Config")
 
 
-def claim(config: TrainConfig, online: Mapping[str, Any] | None = None) -> Path:
-    """Make --out the folder of this run, or see that it already is.
-
-    Args:
-        online: what the pictures of --online follow from.
+def read_config(cls: type[Config], out: Path) -> Config | None:
+    """The config of the run that `out` holds; None where it holds none.
 
     Raises:
-        UserError: the folder is another run's, or holds files that are no run's.
+        UserError, TypeError: the config of another command.
     """
-    out = Path(config.out)
     path = out / CONFIG
-    if path.exists():
-        configs.refuse_other_run(out, _identity(configs.load(TrainConfig, path)), _identity(config))
+    return configs.load(cls, path) if path.exists() else None
+
+
+def check_same_run(out: Path, earlier: Any | None, config: Any, free: Collection[str]) -> None:
+    """Raise a UserError unless `config` may go on in `out`, which holds the run `earlier`, or none.
+
+    free are the fields that may differ: where a run is, what it runs on, what it leaves behind; not what it computes.
+    """
+    if earlier is not None:
+        kept, asked = (
+            {name: value for name, value in configs.to_dict(each).items() if name not in free}
+            for each in (earlier, config)
+        )
+        refuse_other_run(out, kept, asked)
     elif out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; choose a folder")
-    elif strangers := sorted(entry.name for entry in out.glob("*") if not entry.name.endswith(".partial")):
-        raise UserError(
-            f"--out {out} holds files that are no run of ours ({strangers[0]}, ...); choose an empty folder"
-        )
-    if online and (out / ONLINE).exists():
-        earlier = yaml.safe_load((out / ONLINE).read_text())
-        configs.refuse_other_run(out, _of_online(earlier), _of_online(online))
-    distributed.barrier()  # nobody writes before everybody has looked
-    if distributed.rank() == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            configs.save(config, path)
-        if online and not (out / ONLINE).exists():
-            atomic.write(out / ONLINE, yaml.safe_dump(dict(online), sort_keys=False))
-    return out
 
 
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in configs.to_dict(config).items() if name not in FREE}
+def refuse_other_run(out: object, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise a UserError that names the first difference between a folder's config and the one asked for."""
+    for name in sorted(earlier.keys() | now.keys()):
+        if earlier.get(name) != now.get(name):
+            theirs, ours = (repr(run[name]) if name in run else "the default" for run in (earlier, now))
+            raise UserError(
+                f"--out {out} holds another run: its {flag_of(name)} is {theirs}, not {ours}; "
+                "choose another --out, or the same value to go on"
+            )
 
 
-def _of_online(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"online: {name}": value for name, value in fields.items()}  # its batch_size is not ours
+def refuse_foreign_files(out: object, names: Sequence[str]) -> None:
+    """Raise a UserError that names the first of the files that no run of ours has left."""
+    if names:
+        raise UserError(f"--out {out} holds files that are no run of ours ({min(names)}, ...); choose an empty folder")
