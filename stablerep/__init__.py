@@ -36,10 +36,11 @@ def generate(**fields: Any) -> GenerateSummary | SweepSummary:
 
 def train(**fields: Any) -> Path:
     """Train an encoder; fields as in train.config.TrainConfig. Returns the exported folder."""
+    from stablerep.config import from_fields
     from stablerep.train.config import TrainConfig
     from stablerep.train.loop import train
 
-    config, open_online = TrainConfig(**fields), None
+    config, open_online = from_fields(TrainConfig, fields), None
     if config.online:
         from stablerep.generate.online import opener
 
@@ -50,7 +51,7 @@ def train(**fields: Any) -> Path:
 def evaluate(**fields: Any) -> dict[str, Any]:
     """Measure a frozen encoder on a labelled set; fields as in evaluate.config.EvaluateConfig. Returns the results."""
     from stablerep.evaluate.config import EvaluateConfig
-    from stablerep.evaluate.job import evaluate
+    from stablerep.evaluate.run import evaluate
 
     return evaluate(EvaluateConfig(**fields))
 

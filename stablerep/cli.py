@@ -60,10 +60,10 @@ def prompts(argv: Sequence[str] | None = None) -> None:
     """stablerep-prompts"""
 
     def run(argv: Sequence[str]) -> None:
-        from stablerep.templates.config import PromptsConfig
+        from stablerep.prompts.writer import PromptsConfig
 
         config = parse(PromptsConfig, argv, "stablerep-prompts")
-        from stablerep.templates.job import write_prompts
+        from stablerep.prompts.writer import write_prompts
 
         print(write_prompts(config))
 
@@ -144,7 +144,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         config = parse(EvaluateConfig, argv, "stablerep-eval")
         from rich.console import Console
 
-        from stablerep.evaluate.job import evaluate, table
+        from stablerep.evaluate.run import evaluate, table
 
         Console().print(table(evaluate(config)))
 

@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import operator
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +22,7 @@ Config = TypeVar("Config")
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that names the flag, the value and the way out."""
+    """A mistake the user can fix: one line that names the flag, the value and the way out."""
 
 
 def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
@@ -31,6 +33,23 @@ def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
     near = short_for or difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else "there is"
     raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:20])})")
+
+
+def check_at_least(config: Any, **lowest: float) -> None:
+    """Raise a UserError for the first of these fields that is below its lowest value; None is no value."""
+    for name, low in lowest.items():
+        if (value := getattr(config, name)) is not None and value < low:
+            raise UserError(f"{flag_of(name)} must be at least {low}, got {value}")
+
+
+def check_above_zero(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise UserError(f"{flag_of(name)} must be above 0, got {getattr(config, name)}")
+
+
+def flag_of(field: str) -> str:
+    return "--" + field.replace("_", "-")
 
 
 def _abbreviates(value: str, choice: str) -> bool:
@@ -68,28 +87,64 @@ def parse(
         prog=prog,
         description=f"{(cls.__doc__ or '').strip()}\n\n--config FILE.yaml: read the fields from there; flags win.",
     )
-    return cls(**vars(fields))
+    return from_fields(cls, vars(fields))
 
 
 def _with_help(cls: type[Config]) -> type:
     """The fields of a config, each with its docstring in one line: tyro would keep the breaks of the source's lines."""
-    import docstring_parser
     import tyro
 
-    told = {each.arg_name: each.description or "" for each in docstring_parser.parse_from_object(cls).params}
-    types = typing.get_type_hints(cls, include_extras=True)
     fields: list[Any] = []
-    for each in dataclasses.fields(cls):  # type: ignore[arg-type]
-        help_text = tyro.conf.arg(help=" ".join(told.get(each.name, "").split()))
-        kind = operator.getitem(typing.Annotated, (types[each.name], help_text))
-        default: Any = {"default": each.default, "default_factory": each.default_factory}
-        fields.append((each.name, kind, dataclasses.field(**default)))
+    for owner, field in _flat_fields(cls):
+        help_text = tyro.conf.arg(help=_docstrings(owner).get(field.name, ""))
+        kind = operator.getitem(
+            typing.Annotated, (typing.get_type_hints(owner, include_extras=True)[field.name], help_text)
+        )
+        default: Any = {"default": field.default, "default_factory": field.default_factory}
+        fields.append((field.name, kind, dataclasses.field(**default)))
     return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
 
 
+@lru_cache
+def _docstrings(cls: type) -> dict[str, str]:
+    import docstring_parser
+
+    params = docstring_parser.parse_from_object(cls).params
+    return {param.arg_name: " ".join((param.description or "").split()) for param in params}
+
+
+def _inner_configs(cls: type) -> dict[str, type]:
+    """The fields that are configs themselves. Their flags and YAML fields are those of the outer config."""
+    kinds: dict[str, Any] = typing.get_type_hints(cls)
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+
+
+def _flat_fields(cls: type) -> Iterator[tuple[type, dataclasses.Field[Any]]]:
+    """Each field that is a flag, and the class it stands in."""
+    inner = _inner_configs(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in inner:
+            yield from _flat_fields(inner[field.name])
+        else:
+            yield cls, field
+
+
+def from_fields(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config from a value for each flag, those of its inner configs too."""
+    outer = dict(values)
+    for name, inner in _inner_configs(cls).items():
+        flags = [field.name for _, field in _flat_fields(inner) if field.name in outer]
+        outer[name] = from_fields(inner, {flag: outer.pop(flag) for flag in flags})
+    return cls(**outer)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain YAML types, in the order of its fields."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # tuples to lists, paths to text
+    """A config as plain YAML types by flag, in the order of its fields."""
+    inner = _inner_configs(type(config))
+    values: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        values |= value if name in inner else {name: value}
+    return json.loads(json.dumps(values, default=str))  # tuples to lists, paths to text
 
 
 def save(config: Any, path: Path) -> None:
@@ -101,7 +156,9 @@ def load(cls: type[Config], path: Path) -> Config:
     """Read what `save` wrote."""
     values = _read(path)
     _check_fields(cls, values, path)
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return from_fields(
+        cls, {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    )
 
 
 def fingerprint(values: Any) -> str:
@@ -112,21 +169,9 @@ def fingerprint(values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def refuse_other_run(folder: object, earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise a UserError that names the first difference between a folder's config and the one asked for."""
-    for name in sorted(earlier.keys() | now.keys()):
-        if earlier.get(name) != now.get(name):
-            flag = "--" + name.replace("_", "-")
-            theirs, ours = (repr(run[name]) if name in run else "the default" for run in (earlier, now))
-            raise UserError(
-                f"--out {folder} holds another run: its {flag} is {theirs}, not {ours}; "
-                "choose another --out, or the same value to go on"
-            )
-
-
 def _gather(cls: type, argv: Sequence[str]) -> list[str]:
     """Put the values of a field that takes many behind one flag: `--data A --data B` means `--data A B`."""
-    many = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(cls) if "tuple[" in str(field.type)}
+    many = {flag_of(field.name) for _, field in _flat_fields(cls) if "tuple[" in str(field.type)}
     others: list[str] = []
     values: dict[str, list[str]] = {}
     taker = others
@@ -154,7 +199,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_fields(cls: type, values: dict[str, Any], path: Path) -> None:
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = [field.name for _, field in _flat_fields(cls)]
     for name in values:
         check_choice(f"{path}: field", name, names)
 
@@ -165,8 +210,8 @@ def _flags(cls: type, values: dict[str, Any], path: Path, skip: set[str]) -> lis
     _check_fields(cls, values, path)
     flags = []
     for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        no_flag = "--no-" + name.replace("_", "-")
+        flag = flag_of(name)
+        no_flag = flag_of(f"no_{name}")
         if value is None or flag in skip or no_flag in skip:
             continue
         if isinstance(value, bool):

@@ -20,8 +20,8 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def everyone() -> dist.ProcessGroup | None:
-    """The group of all ranks; None where this process is alone."""
+def world() -> dist.ProcessGroup | None:
+    """The group of all ranks; None where there is one rank."""
     return dist.group.WORLD if world_size() > 1 else None
 
 
@@ -60,25 +60,6 @@ def mean_over_ranks(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= world_size()
     return values
-
-
-def sum_with_gradient(values: Tensor) -> Tensor:
-    """The sum over ranks; the gradient of each rank's copy reaches every rank's values."""
-    return _Sum.apply(values) if world_size() > 1 else values
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
 
 
 def _device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""What `stablerep-doctor` says: what is here, what is missing, and the one line that mends it."""
+"""`stablerep-doctor`: what is installed, what is missing, and the one line that mends it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TENSORRT = {"tensorrt-cu13": "trt", "tensorrt-rtx-cu13": "trt-rtx"}  # distribut
 
 
 def report() -> str:
-    """One line per part, then what is missing and how to mend it."""
+    """A line for each dependency, then what is missing and how to mend it."""
     lines, mends = [f"python {platform.python_version()} on {platform.platform()}"], []
     versions = {name: _version(name) for name in NEEDED}
     lines += [f"{name} {version or 'is missing'}" for name, version in versions.items()]

@@ -1,4 +1,4 @@
-"""What a run says while it works: metrics on disk, and one progress line or bar for the person who waits."""
+"""What a run reports while it works: metrics on disk, and one progress line or bar."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from stablerep import atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -20,10 +23,13 @@ class RunLog:
     """A run's numbers: a JSON line a step in metrics.jsonl, and the same as TensorBoard events.
 
     first_step is the first step this process will write. Lines from there on, left by a run that was cut off after
-    its last checkpoint, are dropped.
+    its last checkpoint, are dropped. Other ranks than the first pass enabled=False: they write nothing.
     """
 
-    def __init__(self, folder: Path, first_step: int = 0) -> None:
+    def __init__(self, folder: Path, first_step: int = 0, *, enabled: bool = True) -> None:
+        self._enabled = enabled
+        if not enabled:
+            return
         from torch.utils.tensorboard import SummaryWriter  # 1 s: only a run that logs pays for it
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,6 +40,8 @@ class RunLog:
 
     def write(self, step: int, **scalars: float) -> None:
         """Add one line; a value that is not finite is written as null, which JSON can hold."""
+        if not self._enabled:
+            return
         values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
@@ -41,8 +49,9 @@ class RunLog:
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._lines.close()
-        self._events.close()
+        if self._enabled:
+            self._lines.close()
+            self._events.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -59,8 +68,10 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str, *, start: int = 0, show: bool = True) -> Iterator[Progress]:
-    """Show how far a loop is: a bar on a terminal, a line about every ten seconds elsewhere.
+def progress(
+    title: str, total: int, unit: str, *, start: int = 0, show: bool = True, line_seconds: float = PLAIN_LINE_SECONDS
+) -> Iterator[Progress]:
+    """Show how far a loop is: a bar on a terminal, a line every line_seconds elsewhere.
 
     start is what an earlier run had already done (kept out of the rate). Other ranks than the first pass show=False.
     """
@@ -71,18 +82,18 @@ def progress(title: str, total: int, unit: str, *, start: int = 0, show: bool = 
         with _Bar(console, title, total, unit, start) as bar:
             yield bar
     else:
-        lines = _Lines(console, title, total, unit, start)
+        lines = _Lines(console, title, total, unit, start, line_seconds)
         yield lines
         lines.finish()
 
 
 class _Bar:
-    def __init__(self, console: object, title: str, total: int, unit: str, start: int) -> None:
+    def __init__(self, console: Console, title: str, total: int, unit: str, start: int) -> None:
         from rich import progress as rich
 
         columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
         rate, left, note = rich.TextColumn("{task.fields[rate]}"), rich.TimeRemainingColumn(), "{task.fields[note]}"
-        self._bar = rich.Progress(*columns, rate, left, rich.TextColumn(note), console=console)  # type: ignore[arg-type]
+        self._bar = rich.Progress(*columns, rate, left, rich.TextColumn(note), console=console)
         self._task = self._bar.add_task(title, total=total, completed=start, rate="", note="")
         self._rate = _Rate(unit, start)
 
@@ -98,28 +109,29 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, console: object, title: str, total: int, unit: str, start: int) -> None:
+    def __init__(self, console: Console, title: str, total: int, unit: str, start: int, line_seconds: float) -> None:
         self._console, self._title, self._total, self._unit = console, title, total, unit
         self._rate = _Rate(unit, start)
-        self._said_at, self._said = time.monotonic(), -1
+        self._line_seconds = line_seconds
+        self._printed_at, self._printed = time.monotonic(), -1
         self._completed, self._note = start, ""
 
     def update(self, completed: int, note: str = "") -> None:
         self._completed, self._note = completed, note
-        if time.monotonic() - self._said_at >= PLAIN_LINE_SECONDS:
-            self._say()
+        if time.monotonic() - self._printed_at >= self._line_seconds:
+            self._print()
 
     def finish(self) -> None:
-        if self._said != self._completed:
-            self._say()
+        if self._printed != self._completed:
+            self._print()
 
-    def _say(self) -> None:
-        self._said_at, self._said = time.monotonic(), self._completed
-        parts = [f"{self._title}: {self._completed:,}/{self._total:,} {self._unit}", self._rate.text(self._completed)]
+    def _print(self) -> None:
+        self._printed_at, self._printed = time.monotonic(), self._completed
+        texts = [f"{self._title}: {self._completed:,}/{self._total:,} {self._unit}", self._rate.text(self._completed)]
         left = self._rate.seconds_left(self._completed, self._total)
         if left >= 1:
-            parts.append(f"{int(left) // 60}:{int(left) % 60:02} left")
-        self._console.print(", ".join(part for part in [*parts, self._note] if part), soft_wrap=True)  # type: ignore[attr-defined]
+            texts.append(f"{int(left) // 60}:{int(left) % 60:02} left")
+        self._console.print(", ".join(text for text in [*texts, self._note] if text), soft_wrap=True)
 
 
 class _Rate:

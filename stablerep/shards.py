@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stablerep import atomic
-from stablerep.config import UserError, fingerprint, refuse_other_run
+from stablerep.config import UserError, fingerprint
+from stablerep.run_folder import refuse_foreign_files, refuse_other_run
 from stablerep.storage import Folder, read_all, refuse_url, write
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -44,7 +45,7 @@ class Picture:
     """One encoded picture and what its Parquet row says of how it was made."""
 
     index: int
-    data: bytes  # empty: the picture is not in the tar, only its row tells of it
+    data: bytes  # empty: the picture is not in the tar, only its row does
     row: dict[str, Any]
 
 
@@ -95,11 +96,9 @@ def start_dataset(out: Folder, config: dict[str, Any], run: dict[str, Any] | Non
     sweep = [entry.parent.name for entry in out.glob("*/dataset.json")]
     if sweep:
         raise UserError(f"--out {out} holds a sweep ({', '.join(sorted(sweep)[:3])}); choose another --out for one run")
-    strangers = [entry.name for entry in out.iterdir() if not entry.name.endswith(".partial") and entry != path]
-    if strangers and not _all_made_with(out, fingerprint(config)):
-        raise UserError(
-            f"--out {out} holds files that are no run of ours ({min(strangers)}, ...); choose an empty folder"
-        )
+    others = [entry.name for entry in out.iterdir() if not entry.name.endswith(".partial") and entry != path]
+    if others and not _all_made_with(out, fingerprint(config)):
+        refuse_foreign_files(out, others)
     about = {"hash": fingerprint(config), "config": config, "run": run or {}}
     write(path, json.dumps(about, indent=1).encode())
 
@@ -246,7 +245,7 @@ def _open_shard(stats_path: Path) -> tuple[Path, pa.Table]:
     """The tar of a done shard and the rows that say where its pictures lie, or a UserError that says what is broken."""
     tar = stats_path.with_name(stats_path.name.replace("_stats.json", ".tar"))
     rows_path = tar.with_suffix(".parquet")
-    mend = "run its stablerep-gen command again to make it anew"
+    remedy = "run its stablerep-gen command again to make it anew"
     try:
         tar_bytes = json.loads(stats_path.read_text())["tar_bytes"]
         rows = pq.read_table(rows_path, columns=["prompt_id", "offset", "size", "kept"])
@@ -255,9 +254,9 @@ def _open_shard(stats_path: Path) -> tuple[Path, pa.Table]:
         broken = next((path for path in (stats_path, rows_path, tar) if path.name in str(error)), rows_path)
         if isinstance(error, (KeyError, json.JSONDecodeError)):
             broken = stats_path
-        raise UserError(f"{broken} is damaged ({type(error).__name__}); {mend}") from error
+        raise UserError(f"{broken} is damaged ({type(error).__name__}); {remedy}") from error
     if found != tar_bytes:
-        raise UserError(f"{tar} is damaged: {tar_bytes} bytes expected, {found} found; {mend}")
+        raise UserError(f"{tar} is damaged: {tar_bytes} bytes expected, {found} found; {remedy}")
     return tar, rows
 
 

@@ -1,8 +1,8 @@
-"""Where a run's files lie: a local folder, or a URL that fsspec opens (s3://, gs://, az://, memory://, ...).
+"""Where a run's files are: a local folder, or a URL that fsspec opens (s3://, gs://, az://, memory://, ...).
 
-A RemotePath answers the few calls of pathlib.Path that reading a run takes, each from the storage itself: it remembers
-nothing. What fails is tried again, as connections come back; then it is a UserError. A file that is not there is an
-answer, FileNotFoundError, as of a local one.
+A RemotePath has the few methods of pathlib.Path that a run needs, each a request to the storage: nothing is cached.
+What fails is tried again, as connections come back; then it is a UserError. A missing file is a FileNotFoundError, as
+of a local path.
 """
 
 from __future__ import annotations
@@ -197,11 +197,11 @@ def _read_block(paths: Sequence[RemotePath]) -> list[bytes]:
                 raise data
         return [found[name] for name in names]
 
-    told = _patiently(paths[0] if len(paths) == 1 else paths[0].parent, "read", read)
-    for path, data in zip(paths, told, strict=True):
+    contents = _patiently(paths[0] if len(paths) == 1 else paths[0].parent, "read", read)
+    for path, data in zip(paths, contents, strict=True):
         if isinstance(data, FileNotFoundError):
             raise FileNotFoundError(path.url) from data
-    return [data for data in told if isinstance(data, bytes)]
+    return [data for data in contents if isinstance(data, bytes)]
 
 
 def _open(path: RemotePath) -> tuple[Any, str]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stablerep.config import UserError, check_choice, fingerprint, load, parse, refuse_other_run, save
+from stablerep.config import UserError, check_choice, fingerprint, load, parse, save
+from stablerep.run_folder import refuse_other_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from stablerep import doctor, native
 
 def test_report_names_every_part() -> None:
     lines = doctor.report().splitlines()
-    for part in ("python 3", *doctor.NEEDED, "native code"):
-        assert any(line.startswith(part) for line in lines), part
+    for name in ("python 3", *doctor.NEEDED, "native code"):
+        assert any(line.startswith(name) for line in lines), name
 
 
 def test_what_is_missing_comes_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,7 @@ from examples.fashion.vae import new_vae
 from stablerep.data.labelled import LabelledSet, fashion_mnist
 
 
-def test_a_stopped_training_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resumable, "SAVE_EVERY", 3)
-
+def test_a_stopped_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     def weights(checkpoint: Path, stop_at: int | None = None) -> Tensor:
         torch.manual_seed(0)
         model = nn.Linear(4, 1)
@@ -34,7 +32,7 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(tmp_path: Path, monkeypat
             return (model(torch.randn(len(indices), 4, generator=noise)) - indices[:, None] / 100).square().mean()
 
         settings = {"num_photos": 100, "steps": 10, "batch_size": 8, "learning_rate": 0.1, "ema_decay": 0.9, "seed": 3}
-        resumable.train(model, loss_of, checkpoint=checkpoint, title="line", **settings)
+        resumable.train(model, loss_of, checkpoint=checkpoint, title="line", save_every=3, **settings)
         return model.weight.detach()
 
     undisturbed = weights(tmp_path / "a.pt")

@@ -14,14 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "stablerep"
 
-BASE = {"atomic", "storage", "prompts", "templates", "shards", "config", "runlog", "distributed", "hub"}
+BASE = {"atomic", "storage", "prompts", "run_folder", "shards", "config", "runlog", "distributed", "hub"}
 LOW = BASE | {"native", "ops"}
 PARTS = LOW | {"data", "models"}
 # Room -> the rooms it may import. stablerep/__init__.py is the public face and hands on names of all of them.
 ARROWS: dict[str, set[str]] = {
     **{room: {"atomic", "config"} for room in BASE},  # whole files, UserError
-    "shards": {"atomic", "config", "storage"},
-    "templates": {"atomic", "config", "runlog", "distributed", "hub"},  # a command of its own
+    "shards": {"atomic", "config", "run_folder", "storage"},
+    "prompts": {"atomic", "config", "runlog", "distributed", "hub"},  # a command of its own
     "native": set(),
     "ops": BASE | {"native"},
     "data": LOW,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from stablerep import runlog
 from stablerep.runlog import RunLog, progress
 
 
@@ -34,17 +33,14 @@ def test_a_resumed_run_writes_its_steps_anew(tmp_path: Path) -> None:
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0)]
 
 
-def test_progress_off_a_terminal_is_plain_lines(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runlog, "PLAIN_LINE_SECONDS", 0.0)
-    with progress("train", 1000, "images") as bar:
+def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("train", 1000, "images", line_seconds=0.0) as bar:
         bar.update(500, "loss 1.250")
         bar.update(1000)
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2
-    assert said[0].startswith("train: 500/1,000 images, ") and said[0].endswith("loss 1.250")
-    assert said[1].startswith("train: 1,000/1,000 images, ")
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 2
+    assert printed[0].startswith("train: 500/1,000 images, ") and printed[0].endswith("loss 1.250")
+    assert printed[1].startswith("train: 1,000/1,000 images, ")
 
 
 def test_a_quick_loop_says_one_line_and_other_ranks_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A remote path answers as a local one does; what fails is tried again, then told in one line."""
+"""A remote path answers as a local one does; what fails is tried again, then is an error of one line."""
 
 from __future__ import annotations
 

@@ -126,16 +126,16 @@ def choose_inputs(out: Path) -> None:
     captions = np.array([str(caption) for caption in all_captions(FASHION_MNIST_CLASSES)])
     of_garment = captions.reshape(len(FASHION_MNIST_CLASSES), -1)
     chosen = [draw.choice(row, NUM_PROMPTS // len(of_garment), replace=False) for row in of_garment]
-    for half, part in zip("ab", (0, 1), strict=True):
-        lines = [f"{caption}\n" for row in chosen for caption in row[part::2]]
+    for half, first in zip("ab", (0, 1), strict=True):
+        lines = [f"{caption}\n" for row in chosen for caption in row[first::2]]
         (out / f"prompts_{half}.txt").write_text("".join(lines))
 
     photos = fashion_mnist("train")
     numbers = draw.choice(len(photos), NUM_IMAGES, replace=False)
-    for half, part in zip("ab", np.split(numbers, 2), strict=True):
+    for half, of_half in zip("ab", np.split(numbers, 2), strict=True):
         folder = out / "real" / half
         folder.mkdir(parents=True, exist_ok=True)
-        for number in part:
+        for number in of_half:
             path = folder / f"{number:05}.png"
             if not path.exists():
                 Image.fromarray(photos.images[number]).save(path)
@@ -179,7 +179,7 @@ def cost(features: str, seconds: Mapping[str, float]) -> float:
 
 
 def answer(results: Sequence[Mapping[str, Any]]) -> str:
-    """The sentence a reader came for, whichever way it came out."""
+    """The result in a sentence, whichever it is."""
     few_shot = {row["features"]: (row["few_shot_10"], row["few_shot_10_ci95"]) for row in results}
     synthetic, real = few_shot["stablerep_synthetic"], few_shot["simclr_real"]
     gap = synthetic[0] - real[0]

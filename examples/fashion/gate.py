@@ -62,14 +62,14 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     real_train, real_test = fashion_mnist("train"), fashion_mnist("test")
     judge = trained_judge(real_train, args.out / "judge.pt")
-    test_features, test_classes = look(judge, grey(real_test.images))
+    test_features, test_classes = judge_features(judge, grey(real_test.images))
     accuracy = 100 * (test_classes == real_test.labels).mean()
     print(f"judge: {accuracy:.1f} % of real test photos right (gate {GATE_CNN} %)")
 
     result = {
         "judge_top1": accuracy,
-        "distance_real_train": frechet(test_features, look(judge, grey(real_train.images))[0]),
-        "distance_vae": frechet(test_features, look(judge, grey(through_vae(args.pipeline, real_test)))[0]),
+        "distance_real_train": frechet(test_features, judge_features(judge, grey(real_train.images))[0]),
+        "distance_vae": frechet(test_features, judge_features(judge, grey(through_vae(args.pipeline, real_test)))[0]),
         "num_images": args.num_images,
         "num_inference_steps": args.num_inference_steps,
         "scheduler": args.scheduler,
@@ -89,7 +89,7 @@ def main() -> None:
             scheduler=args.scheduler,
             image_format="png",
         )
-        features, classes = look(judge, grey(np.stack(list(decoded(out)))))
+        features, classes = judge_features(judge, grey(np.stack(list(decoded(out)))))
         row = {
             "guidance_scale": scale,
             "class_found": 100 * (classes == garments).mean(),
@@ -143,7 +143,7 @@ def draw_captions(photos: LabelledSet, number: int) -> tuple[np.ndarray, list[st
 
 
 @torch.inference_mode()
-def look(judge: Judge, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def judge_features(judge: Judge, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Features [N, 128] float64 and classes [N] that the judge sees in grey pictures [N, 1, 32, 32]."""
     features = torch.cat([judge.features(block) for block in images.split(1000)])
     return features.double().numpy(), judge.classify(features).argmax(1).numpy()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+
+from stablerep import atomic
 
 SAVE_EVERY = 250  # steps; about a minute on two cores
 
@@ -26,11 +27,12 @@ def train(
     seed: int,
     checkpoint: Path,
     title: str,
+    save_every: int = SAVE_EVERY,
 ) -> None:
     """Minimise loss_of(indices, generator) over the model's weights with AdamW, warm-up and half-cosine.
 
     Leaves the exponential moving average of the weights in the model. `checkpoint` holds the state every
-    SAVE_EVERY steps and the finished one; a run that finds it goes on from there with the same numbers.
+    save_every steps and the finished one; a run that finds it goes on from there with the same numbers.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
@@ -65,11 +67,12 @@ def train(
                 value = loss.item()
                 smooth_loss = value if smooth_loss is None else 0.9 * smooth_loss + 0.1 * value
                 progress.update(task, completed=step + 1, description=f"{title} loss {smooth_loss:.4f}")
-                if not progress.console.is_terminal and (step + 1) % SAVE_EVERY == 0:
+                if not progress.console.is_terminal and (step + 1) % save_every == 0:
                     progress.console.print(f"{title} step {step + 1}/{steps} loss {smooth_loss:.4f}")
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            if (step + 1) % save_every == 0 or step + 1 == steps:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                _save(state | {"average": average, "step": step + 1}, checkpoint)
+                with atomic.new_file(checkpoint) as file:
+                    torch.save(state | {"average": average, "step": step + 1}, file)
     model.load_state_dict(average)
 
 
@@ -77,9 +80,3 @@ def _schedule(step: int, steps: int, warmup: int = 200) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _save(state: dict[str, object], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)

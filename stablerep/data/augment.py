@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stablerep.config import UserError
+from stablerep.config import UserError, flag_of
 
 if TYPE_CHECKING:
     from stablerep.ops import AugmentSpec
@@ -41,7 +41,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name in ("jitter", "grey", "blur", "flip", "downsample"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} must be a probability from 0 to 1, got {getattr(self, name)}")
+                raise UserError(f"{flag_of(name)} must be a probability from 0 to 1, got {getattr(self, name)}")
         if not 0 < self.min_scale <= 1:
             raise UserError(f"--min-scale must be above 0 and at most 1, got {self.min_scale}")
         if not 0 <= self.jitter_strength <= 2.5:

@@ -1,15 +1,17 @@
-"""Batches for training, made in a thread of their own while the model works."""
+"""Batches for training from files: read where they lie, decoded by DALI, augmented, all in a thread of their own."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +21,15 @@ from torch import Tensor
 from stablerep import distributed
 from stablerep.config import UserError
 from stablerep.data.augment import AugmentConfig
-from stablerep.data.encoded import EncodedPictures
-from stablerep.data.sampling import Picks, Sampler
+from stablerep.data.sampling import Picks, Sampler, Source
 from stablerep.ops import strong_augment
 
+if TYPE_CHECKING:
+    from nvidia.dali.pipeline import Pipeline
+
 QUEUED = 2  # finished batches that wait for the model
+PREFETCH = 2  # batches DALI works on ahead of the one handed out
+OPEN_FILES = 256  # of each source; far below the usual limit of 1,024 a process
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class _Worker(threading.Thread):
         self._encoded = EncodedPictures(sampler.sources)
         self._num_threads = config.num_threads or _threads(device)
         self._spec = config.augment.spec(config.image_size, config.mean, config.std, config.seed)
-        self._fed: deque[tuple[Picks, Tensor]] = deque()  # what DALI has got and not yet given back, and its keys
+        self._fed: deque[tuple[Picks, Tensor]] = deque()  # batches that DALI still works on, and their keys
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(QUEUED)
         self._stopping = threading.Event()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -102,8 +108,6 @@ class _Worker(threading.Thread):
             self._put(error)
 
     def _make_all(self) -> None:
-        from stablerep.data.pipeline import decoding_pipeline  # DALI takes a second to load
-
         pipeline = decoding_pipeline(
             self._next_encoded,
             batch_size=self._sampler.images_per_step // distributed.world_size(),
@@ -146,8 +150,6 @@ class _Worker(threading.Thread):
         return strong_augment(pictures, keys, self._spec, memory_format=torch.channels_last, threads=self._num_threads)
 
     def _name_the_damaged(self, error: RuntimeError) -> BaseException:
-        from stablerep.data.pipeline import first_damaged
-
         for picks, _ in self._fed:
             row = first_damaged(self._encoded.read(picks))
             if row is not None:
@@ -163,6 +165,82 @@ class _Worker(threading.Thread):
                 return
             except queue.Full:
                 continue
+
+
+class EncodedPictures:
+    """Views into the mapped files of all sources; nothing is copied and only what is used is read."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._indexes = [source.index for source in sources]
+        self._map = lru_cache(OPEN_FILES * len(sources))(self._open)
+
+    def read(self, picks: Picks) -> list[NDArray[np.uint8]]:
+        return [self._view(s, i) for s, i in zip(picks.source.tolist(), picks.image.tolist(), strict=True)]
+
+    def where(self, picks: Picks, row: int) -> str:
+        """A picture of a batch in words, for an error."""
+        index, image = self._indexes[picks.source[row]], picks.image[row]
+        file = index.files[index.file[image]]
+        if index.is_folder:
+            return str(file)
+        return f"{file} (prompt {index.group[image]}, {index.size[image]} bytes at {index.offset[image]})"
+
+    def is_in_folder(self, picks: Picks, row: int) -> bool:
+        return self._indexes[picks.source[row]].is_folder
+
+    def _view(self, source: int, image: int) -> NDArray[np.uint8]:
+        index = self._indexes[source]
+        start = index.offset[image]
+        return self._map(source, int(index.file[image]))[start : start + index.size[image]]
+
+    def _open(self, source: int, file: int) -> NDArray[np.uint8]:
+        with self._indexes[source].files[file].open("rb") as opened:
+            try:
+                return np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            except ValueError:  # mmap refuses an empty file; the decoder will say what is wrong with it
+                return np.zeros(0, np.uint8)
+
+
+def decoding_pipeline(
+    source: Callable[[], list[NDArray[np.uint8]]], *, batch_size: int, num_threads: int, device_id: int | None
+) -> Pipeline:  # gives uint8 [H_i, W_i, 3], on the GPU device_id or on the CPU
+    from nvidia.dali import fn, pipeline_def  # 1 s: pictures that are painted need no DALI
+
+    @pipeline_def(
+        batch_size=batch_size, num_threads=num_threads, device_id=device_id, prefetch_queue_depth=PREFETCH, seed=0
+    )
+    def build() -> Any:
+        encoded = fn.external_source(source, batch=True)
+        return fn.decoders.image(encoded, device="cpu" if device_id is None else "mixed")
+
+    return build()
+
+
+def first_damaged(pictures: Sequence[NDArray[np.uint8]]) -> int | None:
+    """Which picture DALI cannot decode; its error does not say."""
+    from nvidia.dali import fn, pipeline_def
+
+    at = -1
+
+    def next_picture() -> list[NDArray[np.uint8]]:
+        nonlocal at
+        at += 1
+        if at == len(pictures):
+            raise StopIteration
+        return [pictures[at]]
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def build() -> Any:
+        return fn.decoders.image(fn.external_source(next_picture, batch=True))
+
+    pipeline = build()
+    try:
+        while True:
+            pipeline.run()
+    except StopIteration:
+        return None
+    except RuntimeError:
+        return at
 
 
 def _threads(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""What a run's batches are made of: files, pictures that are painted for it, or both side by side in every batch."""
+"""The batches of a run: of files, of pictures that are painted for it, or of both side by side in every batch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from stablerep.data.sampling import Sampler
 
 @dataclass(frozen=True)
 class TrainingData:
-    """At least one of the two."""
+    """Files, an online source, or both."""
 
     files: Sampler | None
     online: OnlineSource | None
     groups_per_step: int  # of both, over all ranks
 
     @property
+    def _sources(self) -> list[Sampler | OnlineSource]:
+        return [source for source in (self.files, self.online) if source]
+
+    @property
     def steps_per_epoch(self) -> float:
         """An epoch shows as many groups as there are prompts and photos."""
-        return sum(part.num_groups for part in (self.files, self.online) if part) / self.groups_per_step
+        return sum(source.num_groups for source in self._sources) / self.groups_per_step
 
     def fingerprint(self) -> str:
         """Changes with the pictures, which would change what a step means."""
-        parts = [part.fingerprint() for part in (self.files, self.online) if part]
-        return parts[0] if len(parts) == 1 else fingerprint(parts)
+        prints = [source.fingerprint() for source in self._sources]
+        return prints[0] if len(prints) == 1 else fingerprint(prints)
 
     @contextmanager
     def batches(
@@ -53,7 +57,7 @@ class TrainingData:
                 yield _side_by_side(read, painted, self.files.num_groups)
 
     def drain(self) -> dict[str, float]:
-        """What there is to say of painting since the last time."""
+        """Metrics of painting since the last drain; none where nothing is painted."""
         return self.online.drain() if self.online else {}
 
 

@@ -23,20 +23,27 @@ from stablerep.data.sampling import PROMPT_ORDER, random_stream
 from stablerep.ops import strong_augment
 from stablerep.runlog import progress
 
-Block = tuple[Sequence[int], Tensor, Tensor]  # prompt ids [n], pictures [n, K, H, W, 3] uint8, good [n, K] bool
-
 
 @dataclass(frozen=True)
 class OnlineGenerator:
-    """What paints for the trainer. Whoever starts both hands it in: training knows nothing of diffusion."""
+    """Paints for the trainer, which gets it handed in: training knows nothing of diffusion."""
 
     prompt_ids: Sequence[int]  # of the prompts that can be painted
     images_per_prompt: int  # K
     prompts_per_batch: int  # how many are best painted at once
-    identity: Mapping[str, Any]  # all that the pictures follow from, in plain YAML types
+    identity: Mapping[str, Any]  # all that decides the pictures, in plain YAML types
     paint: Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
     """(prompt ids [n], rounds [n]) to pictures [n, K, H, W, 3] uint8 and whether each is good [n, K] bool, on the
     device. A pure function; each round has K other pictures of a prompt."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some prompts that were painted at once."""
+
+    prompt_ids: Sequence[int]  # [n]
+    pictures: Tensor  # [n, K, H, W, 3] uint8
+    good: Tensor  # [n, K] bool
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class OnlineSource:
         self._generator, self._views = generator, views
         self._pool: ImagePool | None = None
         self._clock = _Clock()
-        self._said = 0  # rejected pictures that drain has told of
+        self._drained = 0  # rejected pictures that drain has reported
 
     @property
     def num_groups(self) -> int:
@@ -122,7 +129,7 @@ class OnlineSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that the painted pictures follow from, in plain YAML types."""
+        """All that decides the painted pictures, in plain YAML types."""
         return dict(self._generator.identity)
 
     def fingerprint(self) -> str:
@@ -139,7 +146,7 @@ class OnlineSource:
         """
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if stream is not None:
-            stream.wait_stream(torch.cuda.current_stream())  # the generator's weights came by way of that one
+            stream.wait_stream(torch.cuda.current_stream())  # the generator's weights were copied on that one
         self._fill(first_step, stream)
         yield self._draw(config, stream, first_step, last_step)
 
@@ -150,8 +157,8 @@ class OnlineSource:
         Raises:
             UserError: the pool has run empty.
         """
-        rejected = self._look() - self._said
-        self._said += rejected
+        rejected = self._count_rejected() - self._drained
+        self._drained += rejected
         return {**self._clock.drain(), "rejected": rejected}
 
     def _fill(self, step: int, stream: torch.cuda.Stream | None) -> None:
@@ -161,12 +168,12 @@ class OnlineSource:
             for number, block in enumerate(blocks):
                 painted = self._paint(block, stream)
                 if number == 0:
-                    self._pool = self._make_pool(painted[1], blocks.start * self.plan.block)
+                    self._pool = self._make_pool(painted.pictures, blocks.start * self.plan.block)
                 self._put(painted, stream)
                 if stream is not None:
                     stream.synchronize()  # else minutes of painting would queue up before the first line
                 bar.update((number + 1) * each)
-        self._said = self._look()
+        self._drained = self._count_rejected()
         self._clock = _Clock()
 
     def _make_pool(self, pictures: Tensor, num_put: int) -> ImagePool:
@@ -200,18 +207,18 @@ class OnlineSource:
     def _paint(self, block: int, stream: torch.cuda.Stream | None) -> Block:
         ids, rounds = self.plan.members(block)
         with self._clock.painting(stream, len(ids) * self._generator.images_per_prompt):
-            return ids, *self._generator.paint(ids, rounds)
+            return Block(ids, *self._generator.paint(ids, rounds))
 
     def _put(self, painted: Block, stream: torch.cuda.Stream | None) -> None:
         assert self._pool is not None
         if stream is not None:  # the device waits, not the host
             torch.cuda.current_stream().wait_stream(stream)
-            for tensor in painted[1:]:
+            for tensor in (painted.pictures, painted.good):
                 tensor.record_stream(torch.cuda.current_stream())
-        self._pool.put(*painted)
+        self._pool.put(painted.prompt_ids, painted.pictures, painted.good)
 
-    def _look(self) -> int:
-        """How many pictures were rejected, after a look whether any is left; the one place that waits."""
+    def _count_rejected(self) -> int:
+        """How many pictures were rejected so far, seen that some are left; the one place that waits for the device."""
         assert self._pool is not None
         rejected, filled = torch.stack([self._pool.rejected, (self._pool.prompt_ids != EMPTY).sum()]).tolist()
         if not filled:
@@ -229,7 +236,7 @@ class _Clock:
     seconds: float = 0.0
     images: int = 0
     events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=deque)
-    began: float = field(default_factory=time.perf_counter)
+    start: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def painting(self, stream: torch.cuda.Stream | None, images: int) -> Iterator[None]:
@@ -251,6 +258,6 @@ class _Clock:
             start, end = self.events.popleft()
             self.seconds += start.elapsed_time(end) / 1000
         now = time.perf_counter()
-        result = {"paint_share": self.seconds / (now - self.began), "painted": self.images}
-        self.seconds, self.images, self.began = 0.0, 0, now
+        result = {"paint_share": self.seconds / (now - self.start), "painted": self.images}
+        self.seconds, self.images, self.start = 0.0, 0, now
         return result

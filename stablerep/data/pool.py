@@ -1,6 +1,6 @@
 """Painted pictures that wait for training in the device's memory, and the draw of a batch from them.
 
-They are decoded already and lie where they are needed, so DALI has no work here: strong_augment takes them as they are.
+strong_augment takes them from there; nothing is decoded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from stablerep.data.sampling import POOL_CHOICE, POOL_ORDER, choose_views, deal, random_stream
 
 EMPTY = -1  # the prompt id of a slot without pictures
-FIRST_KEY = 2**31  # strong_augment knows the places of a pool apart from the pictures of files
+FIRST_KEY = 2**31  # above the numbers of files' pictures: strong_augment draws otherwise for a pool's
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Drawn:
 
     pictures: Tensor  # [B, H, W, 3] uint8 on the device
     labels: Tensor  # [B] int64 on the device: the prompt ids
-    keys: Tensor  # [B, 3] int64 on the host, for strong_augment: step, place in the pool, row of the batch
+    keys: Tensor  # [B, 3] int64 on the host, for strong_augment: step, picture of the pool, row of the batch
 
 
 @dataclass
@@ -95,13 +95,13 @@ class ImagePool:
         A pure function of its arguments and of what was put; each slot is drawn once before any is drawn again.
         """
         slots, k = self.pictures.shape[:2]
-        slot, place = choose(seed, step, slots, k, prompts, views, rank)
+        slot, index = choose(seed, step, slots, k, prompts, views, rank)
         row = np.arange(len(slot)) + rank * len(slot)
-        keys = torch.from_numpy(np.stack([np.full_like(slot, step), FIRST_KEY + slot * k + place, row], axis=1))
-        told = _to_device(np.stack([slot, place]), self.pictures.device)
-        standing = self.stand_in[told[0]]
-        pictures = self.pictures.flatten(0, 1).index_select(0, standing * k + told[1])
-        return Drawn(pictures, self.prompt_ids[standing], keys)
+        keys = torch.from_numpy(np.stack([np.full_like(slot, step), FIRST_KEY + slot * k + index, row], axis=1))
+        slot_on_device, index_on_device = _to_device(np.stack([slot, index]), self.pictures.device)
+        filled = self.stand_in[slot_on_device]
+        pictures = self.pictures.flatten(0, 1).index_select(0, filled * k + index_on_device)
+        return Drawn(pictures, self.prompt_ids[filled], keys)
 
 
 def choose(
@@ -111,8 +111,8 @@ def choose(
     replacement."""
     order = deal(step, prompts, slots, lambda e: random_stream(seed, POOL_ORDER, e, rank).permutation(slots))
     count = np.full(prompts, images_per_prompt)
-    places = choose_views(random_stream(seed, POOL_CHOICE, step, rank), count, views)
-    return np.repeat(order, views), places.reshape(-1)
+    index = choose_views(random_stream(seed, POOL_CHOICE, step, rank), count, views)
+    return np.repeat(order, views), index.reshape(-1)
 
 
 def _next_filled(filled: Tensor) -> Tensor:  # [P] bool to [P] int64: the first filled slot at or after each, in a ring

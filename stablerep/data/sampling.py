@@ -122,8 +122,8 @@ class Sampler:
 
     def picks(self, step: int) -> Picks:
         """The pictures of one step, for all ranks together."""
-        parts = [self._picks(number, step) for number in range(len(self.sources))]
-        return Picks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        picks = [self._picks(number, step) for number in range(len(self.sources))]
+        return Picks(*(np.concatenate(column) for column in zip(*picks, strict=True)))
 
     def _picks(self, number: int, step: int) -> tuple[NDArray[np.int64], ...]:
         source = self.sources[number]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stablerep.config import UserError
+from stablerep.config import UserError, check_at_least
 
 PIXELS, UNTRAINED = "pixels", "untrained:"  # --checkpoint values that are no file
 
@@ -48,9 +48,6 @@ class EvaluateConfig:
             raise UserError("--checkpoint is empty; give a training run, an exported folder, pixels or untrained:ARCH")
         if self.checkpoint in ("untrained", UNTRAINED):
             raise UserError("--checkpoint untrained lacks its encoder; write for example untrained:resnet10t")
-        for name in ("image_size", "max_train", "epochs", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        check_at_least(self, image_size=1, max_train=1, epochs=1, batch_size=1)
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, got {self.seed}")

@@ -1,19 +1,24 @@
-"""The three probes together: from features and labels to the numbers of the table."""
+"""The probes together, from features and labels to the numbers of the table; and the nearest neighbours."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from stablerep.config import UserError
 from stablerep.data.labelled import rank_in_class
-from stablerep.evaluate import few_shot, knn, linear
+from stablerep.evaluate import few_shot, linear
 
 HELD_OUT = 0.1
+NEIGHBOURS = (10, 20, 100, 200)
+TEMPERATURE = 0.07  # of the neighbours' votes
+BLOCK_ELEMENTS = 32 * 2**20  # similarities held at once: 128 MiB of float32
 
 
 class Probes(TypedDict):
@@ -59,7 +64,7 @@ def probe_features(
     lr = linear.LEARNING_RATES[int(grid.top1(held_x, held_y).argmax())]
     final = linear.fit(train_x, train_y, classes, (lr,), epochs=epochs, seed=seed, show=show)
 
-    k = knn.NEIGHBOURS[int(knn.top1(kept_x, kept_y, held_x, held_y, classes).argmax())]
+    k = NEIGHBOURS[int(knn_top1(kept_x, kept_y, held_x, held_y, classes).argmax())]
     few_mean = few_interval = None
     if np.bincount(labels)[np.unique(labels)].min() >= few_shot.PER_CLASS:
         few_mean, few_interval = few_shot.top1(train_x, train_y, test_x, test_y, classes, seed=seed)
@@ -68,9 +73,37 @@ def probe_features(
         linear_lr=lr,
         few_shot_10=few_mean,
         few_shot_10_ci95=few_interval,
-        knn_top1=knn.top1(train_x, train_y, test_x, test_y, classes, (k,)).item(),
+        knn_top1=knn_top1(train_x, train_y, test_x, test_y, classes, (k,)).item(),
         knn_k=k,
     )
+
+
+@torch.no_grad()
+def knn_top1(
+    train_x: Tensor,  # [N, D]
+    train_y: Tensor,  # [N] int64 in 0..classes-1
+    test_x: Tensor,  # [M, D]
+    test_y: Tensor,  # [M]
+    classes: int,
+    neighbours: Sequence[int] = NEIGHBOURS,
+    block_elements: int = BLOCK_ELEMENTS,
+) -> Tensor:  # [len(neighbours)] percent
+    """Nearest neighbours: each of the k most similar training photos votes for its label with exp(cosine / 0.07).
+
+    k beyond N means all N.
+    """
+    train_x, test_x = F.normalize(train_x), F.normalize(test_x)
+    most = min(max(neighbours), len(train_x))
+    right = torch.zeros(len(neighbours), device=train_x.device)
+    block = max(1, block_elements // len(train_x))
+    for rows, labels in zip(test_x.split(block), test_y.split(block), strict=True):
+        similarity, nearest = (rows @ train_x.T).topk(most)  # [B, most], most alike first
+        votes = (similarity / TEMPERATURE).exp()
+        for i, k in enumerate(neighbours):
+            scores = votes.new_zeros(len(rows), classes)
+            scores.scatter_add_(1, train_y[nearest[:, :k]], votes[:, :k])
+            right[i] += (scores.argmax(1) == labels).sum()
+    return 100 * right / len(test_x)
 
 
 def held_out(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:  # [N] -> [N]

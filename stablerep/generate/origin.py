@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stablerep import shards
-from stablerep.config import UserError, refuse_other_run, to_dict
+from stablerep.config import UserError, to_dict
 from stablerep.generate import scores
 from stablerep.generate.config import GenerateConfig
 from stablerep.prompts import Prompt
+from stablerep.run_folder import refuse_other_run
 from stablerep.storage import Folder, read_all
 
 

@@ -7,10 +7,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from stablerep.config import UserError, refuse_other_run
+from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.origin import identity_of
 from stablerep.prompts import Prompt
+from stablerep.run_folder import refuse_other_run
 from stablerep.storage import Folder
 
 PREFIX = "guidance_"

@@ -1,7 +1,13 @@
 """Encoders, and the head they are trained with."""
 
-from stablerep.models.encoder import IMAGENET_MEAN, IMAGENET_STD, InputTransform, create_encoder
-from stablerep.models.exported import load_encoder, save_exported
+from stablerep.models.encoder import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    InputTransform,
+    create_encoder,
+    load_encoder,
+    save_exported,
+)
 from stablerep.models.head import ProjectionHead
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from stablerep import distributed
 
@@ -40,9 +41,27 @@ class BatchNormOverRanks(nn.BatchNorm1d):
         if distributed.world_size() == 1:
             return super().forward(rows)
         values = rows.float()
-        sums = distributed.sum_with_gradient(torch.stack([values.sum(0), values.square().sum(0)]))  # [2, D]
+        sums = _AllReduce.apply(torch.stack([values.sum(0), values.square().sum(0)]))  # [2, D]
         count = len(rows) * distributed.world_size()  # every rank holds as many rows
         mean = sums[0] / count
         variance = (sums[1] / count - mean.square()).clamp_min(0)
         scaled = (values - mean) * torch.rsqrt(variance + self.eps)
         return (scaled * self.weight + self.bias).to(rows.dtype)
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over ranks; the gradient of each rank's copy reaches every rank's values.
+
+    torch's public one (torch.distributed.nn.functional) is deprecated; the private one has had a gradient since
+    releases later than the oldest we support, and is silently without one before.
+    """
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return _AllReduce.forward(ctx, gradient)

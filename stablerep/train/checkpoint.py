@@ -1,21 +1,92 @@
-"""Checkpoints: whole or not there, the newest few kept, a damaged one passed over.
+"""What a run goes on from: the folder that is its own, and the checkpoints there.
 
-There is no state of random numbers or of the data in them: both follow from the seed and the step.
+Checkpoints are whole or not there, the newest few are kept, and a damaged one is passed over. There is no state of
+random numbers or of the data in them: both follow from the seed and the step.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from torch import nn
 
+from stablerep import atomic, distributed, run_folder
+from stablerep import config as configs
 from stablerep.config import UserError
+from stablerep.data.mixing import TrainingData
+from stablerep.train.config import TrainConfig
+
+CHECKPOINTS = "checkpoints"
+ONLINE = "online.yaml"  # the identity of the pictures that are painted for the run
+# What may differ when a run goes on: where it is, what it runs on and what it leaves behind, not what it computes.
+FREE = ("out", "device", "checkpoint_every", "keep_checkpoints", "log_every")
 
 log = logging.getLogger("stablerep.train")
+
+
+def claim_folder(config: TrainConfig, online: Mapping[str, Any] | None = None) -> Path:
+    """Make --out the folder of this run, or see that it already is.
+
+    Args:
+        online: the identity of the pictures of --online.
+
+    Raises:
+        UserError: the folder is another run's, or holds files that are no run's.
+    """
+    out = Path(config.out)
+    earlier = run_folder.read_config(TrainConfig, out)
+    run_folder.check_same_run(out, earlier, config, FREE)
+    if earlier is None:
+        run_folder.refuse_foreign_files(
+            out, [path.name for path in out.glob("*") if not path.name.endswith(".partial")]
+        )
+    if online and (out / ONLINE).exists():
+        begun = yaml.safe_load((out / ONLINE).read_text())
+        run_folder.refuse_other_run(out, _as_online(begun), _as_online(online))
+    distributed.barrier()  # no rank writes before all have read
+    if distributed.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        if earlier is None:
+            configs.save(config, out / run_folder.CONFIG)
+        if online and not (out / ONLINE).exists():
+            atomic.write(out / ONLINE, yaml.safe_dump(dict(online), sort_keys=False))
+    return out
+
+
+def _as_online(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"online: {name}": value for name, value in fields.items()}  # its batch_size is not ours
+
+
+def restore(
+    out: Path, data: TrainingData, model: nn.Module, optimiser: torch.optim.AdamW, device: torch.device
+) -> int:  # the step to go on with
+    """Bring model and optimiser to where the run in `out` stopped.
+
+    Raises:
+        UserError: the run was begun with other pictures, or as load_newest.
+    """
+    state = load_newest(out / CHECKPOINTS, device)
+    distributed.barrier()  # every rank has read it before the first one writes again
+    if state is None:
+        return 0
+    if state["data"] != data.fingerprint():
+        raise UserError(
+            f"--data holds other pictures than when {out} was begun; bring them back or choose another --out"
+        )
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"]
+
+
+def state_of(data: TrainingData, model: nn.Module, optimiser: torch.optim.AdamW) -> dict[str, Any]:
+    """What restore needs, but for the step."""
+    return {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "data": data.fingerprint()}
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
@@ -26,15 +97,10 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = _path(folder, step)
-    partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
+        with atomic.new_file(path) as file:
             torch.save(state | {"step": step}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch wraps a failed write in a RuntimeError
-        partial.unlink(missing_ok=True)
         earlier = steps(folder)
         safe = f"the checkpoint of step {earlier[-1]} is whole" if earlier else "there is no earlier one"
         reason = " ".join(str(error).split())[:120]

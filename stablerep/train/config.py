@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stablerep.config import UserError, check_choice
+from stablerep.config import UserError, check_above_zero, check_at_least, check_choice, flag_of
 from stablerep.data.augment import AugmentConfig
-from stablerep.train.objective import OBJECTIVES
+
+if TYPE_CHECKING:
+    from stablerep.data.sampling import GroupBy
 
 PRECISIONS = ("auto", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What makes two pictures positives of each other. The loss is the same: only the labels differ."""
+
+    group_by: GroupBy
+    views: int | None  # of a group in a batch; None: as --views-per-prompt says
+
+
+# With two views of each picture and nothing else alike, the multi-positive loss is SimCLR's NT-Xent.
+OBJECTIVES = {"stablerep": Objective("prompt", None), "simclr": Objective("image", 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,26 +95,8 @@ class TrainConfig:
     head_out: int = 256
     """Width of what the loss compares."""
 
-    min_scale: float = AugmentConfig.min_scale
-    """Smallest part of a picture's area that a random crop keeps."""
-
-    jitter: float = AugmentConfig.jitter
-    """Probability of colour jitter."""
-
-    jitter_strength: float = AugmentConfig.jitter_strength
-    """Times (0.4, 0.4, 0.4, 0.1), the largest change of brightness, contrast, saturation and hue."""
-
-    grey: float = AugmentConfig.grey
-    """Probability of taking the colour away."""
-
-    blur: float = AugmentConfig.blur
-    """Probability of Gaussian blur."""
-
-    flip: float = AugmentConfig.flip
-    """Probability of mirroring left and right."""
-
-    downsample: float = AugmentConfig.downsample
-    """Probability that a picture is brought to a short side of 64 or 128 pixels and back; smaller ones never are."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Its fields are flags like these."""
 
     precision: str = "auto"
     """`bf16` (autocast), `fp32`, or `auto`: bf16 on CUDA, fp32 elsewhere."""
@@ -128,16 +124,14 @@ class TrainConfig:
         if self.online and OBJECTIVES[self.objective].group_by != "prompt":
             raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
-        for name, low in _LOWEST.items():
-            if getattr(self, name) < low:
-                raise UserError(f"{_flag(name)} must be at least {low}, got {getattr(self, name)}")
-        for name in ("epochs", "base_lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{_flag(name)} must be above 0, got {getattr(self, name)}")
+        check_at_least(
+            self, image_size=8, views_per_prompt=2, batch_size=4, steps=0, weight_decay=0, head_hidden=1, head_out=1,
+            seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1, pool_prompts=0, pool_uses=1,
+        )  # fmt: skip
+        check_above_zero(self, "epochs", "base_lr", "temperature")
         for name in ("warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} must be from 0 to below 1, got {getattr(self, name)}")
-        _ = self.augment  # checks its fields
+                raise UserError(f"{flag_of(name)} must be from 0 to below 1, got {getattr(self, name)}")
         if self.batch_size % self.views:
             below = max(1, self.batch_size // self.views) * self.views
             why = f"--views-per-prompt {self.views}" if self.objective == "stablerep" else "the 2 views of simclr"
@@ -146,25 +140,9 @@ class TrainConfig:
             )
 
     @property
-    def augment(self) -> AugmentConfig:
-        names = ("min_scale", "jitter", "jitter_strength", "grey", "blur", "flip", "downsample")
-        return AugmentConfig(**{name: getattr(self, name) for name in names})
-
-    @property
     def views(self) -> int:
         return OBJECTIVES[self.objective].views or self.views_per_prompt
 
     @property
     def peak_lr(self) -> float:
         return self.base_lr * self.batch_size / 256 / 2
-
-
-_LOWEST = {
-    "image_size": 8, "views_per_prompt": 2, "batch_size": 4, "steps": 0, "weight_decay": 0, "head_hidden": 1,
-    "head_out": 1, "seed": 0, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "pool_prompts": 0,
-    "pool_uses": 1,
-}  # fmt: skip
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -1,6 +1,9 @@
-"""AdamW with decay on matrices only, and an update that skips itself."""
+"""AdamW with decay on matrices only, its learning rate, and an update that skips what is not finite."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +13,33 @@ from stablerep.train.config import TrainConfig
 
 def create_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Weight decay goes to matrices and convolutions, less what timm excepts (class token, position embedding)."""
-    spared: set[str] = set()
+    excepted: set[str] = set()
     for prefix, module in model.named_modules():
         if hasattr(module, "no_weight_decay"):
-            spared |= {f"{prefix}.{name}".lstrip(".") for name in module.no_weight_decay()}
+            excepted |= {f"{prefix}.{name}".lstrip(".") for name in module.no_weight_decay()}
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            (decayed if weight.dim() >= 2 and name not in spared else others).append(weight)
+            (decayed if weight.dim() >= 2 and name not in excepted else others).append(weight)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), fused=True)
 
 
-def update(optimiser: torch.optim.AdamW, lr: float) -> tuple[Tensor, Tensor]:  # [] gradient norm, [] 1.0 if skipped
-    """One step, unless some gradient is not finite. The device decides; nobody waits for it."""
+def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int) -> float:
+    """Linear from peak / warmup_steps to peak, then a half cosine to 0 after the last step."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+class Update(NamedTuple):
+    gradient_norm: Tensor  # [] float
+    skipped: Tensor  # [] float: 1.0 or 0.0
+
+
+def update(optimiser: torch.optim.AdamW, lr: float) -> Update:
+    """One step, unless some gradient is not finite. The device decides; the host does not wait for it."""
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], foreach=True)
     skipped = (~torch.isfinite(norm)).float()
@@ -33,4 +48,4 @@ def update(optimiser: torch.optim.AdamW, lr: float) -> tuple[Tensor, Tensor]:  #
     optimiser.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel reads it, as it does for GradScaler
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    return norm, skipped
+    return Update(norm, skipped)

@@ -121,10 +121,10 @@ def load_two(folder: Path) -> tuple[np.ndarray, list[int]]:
 
 def test_ranks_share_the_batch_that_one_process_sees(tmp_path: Path, run_ranks: Callable[..., list[Any]]) -> None:
     data = write_folder(tmp_path / "photos", 9)
-    alone, labels = load_two(data)
-    parts = run_ranks(2, load_two, data)
-    np.testing.assert_array_equal(np.concatenate([images for images, _ in parts]), alone)
-    assert parts[0][1] + parts[1][1] == labels
+    images_of_one, labels = load_two(data)
+    ranks = run_ranks(2, load_two, data)
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in ranks]), images_of_one)
+    assert ranks[0][1] + ranks[1][1] == labels
 
 
 def test_leaving_early_stops_the_thread(tmp_path: Path) -> None:

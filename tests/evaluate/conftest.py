@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from stablerep.data.labelled import load_labelled
-from stablerep.evaluate.baselines import Pixels
-from stablerep.evaluate.features import features_of
+from stablerep.evaluate.features import Pixels, features_of
 from stablerep.models import InputTransform
 
 

@@ -1,4 +1,4 @@
-"""The probes together: what is chosen where, determinism, and what cannot be probed."""
+"""The probes together: what is chosen where, determinism, what cannot be probed; and the vote of the neighbours."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import astuple, replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from sklearn.neighbors import KNeighborsClassifier
 
 from stablerep.config import UserError
-from stablerep.evaluate.probes import held_out, probe_features
+from stablerep.evaluate.probes import held_out, knn_top1, probe_features
 from tests.evaluate.conftest import Problem
 
 
@@ -61,3 +63,31 @@ def test_what_cannot_be_probed(
 ) -> None:
     with pytest.raises(error, match=says):
         probe_features(*astuple(spoil(problem)), seed=0)
+
+
+def vote(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp((1 - distance) / 0.07)
+
+
+def test_neighbours_are_the_weighted_vote_of_scikit_learn(problem: Problem) -> None:
+    p, neighbours = problem, (1, 10, 63, 200)
+    # float64: a near-tie falls the same way
+    ours = knn_top1(p.train_x.double(), p.train_y, p.test_x.double(), p.test_y, 10, neighbours)
+    for k, found in zip(neighbours, ours.tolist(), strict=True):
+        oracle = KNeighborsClassifier(k, weights=vote, metric="cosine", algorithm="brute")
+        oracle.fit(p.train_x.double().numpy(), p.train_y.numpy())
+        assert found == pytest.approx(100 * oracle.score(p.test_x.double().numpy(), p.test_y.numpy()), abs=1e-4)
+    assert ours[1] > 70
+
+
+def test_blocks_of_neighbours_change_nothing(problem: Problem) -> None:
+    p = problem
+    whole = knn_top1(p.train_x, p.train_y, p.test_x, p.test_y, 10)
+    blocks = knn_top1(p.train_x, p.train_y, p.test_x, p.test_y, 10, block_elements=7 * len(p.train_x))
+    np.testing.assert_allclose(blocks, whole, atol=0.11)  # BLAS may round a block of another height otherwise
+
+
+def test_k_beyond_the_training_photos_means_all(problem: Problem) -> None:
+    x, y = problem.train_x[:30].double(), problem.train_y[:30]
+    few = knn_top1(x, y, problem.test_x.double(), problem.test_y, 10, (30, 200))
+    assert few[0] == few[1]

@@ -15,7 +15,7 @@ from tests.data.pictures import write_shards
 
 
 def config(**fields: Any) -> TrainConfig:
-    return TrainConfig(**({"data": ("shards",), "out": Path("runs/a")} | fields))
+    return configs.from_fields(TrainConfig, {"data": ("shards",), "out": Path("runs/a")} | fields)
 
 
 def test_the_learning_rate_follows_the_batch() -> None:

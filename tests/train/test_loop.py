@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 def test_a_finished_run_is_returned_at_once(whole: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "open_data", None)  # not even the data is looked at
+    monkeypatch.setattr(loop, "open_data", None)  # not even the data is opened
     assert train(config_for(shards, whole)) == whole / "exported"
 
 
@@ -222,7 +222,7 @@ def step_once(data: Path, out: Path) -> tuple[float, list[NDArray[np.float32]]]:
     with data_of_run.batches(loop.loader_config(config), device, first_step=0, last_step=1) as loader:
         batch = next(loader)
     forward = loop.over_ranks(model, device)  # must outlive the backward, in which it averages
-    loss = ops.multi_positive_loss(forward(batch.images), batch.labels, config.temperature, distributed.everyone())
+    loss = ops.multi_positive_loss(forward(batch.images), batch.labels, config.temperature, distributed.world())
     loss.backward()
     return loss.item(), [weight.grad.numpy() for weight in model.parameters() if weight.grad is not None]
 
@@ -230,9 +230,9 @@ def step_once(data: Path, out: Path) -> tuple[float, list[NDArray[np.float32]]]:
 def test_two_ranks_give_the_loss_and_gradients_of_one(
     shards: Path, tmp_path: Path, run_ranks: Callable[..., list[Any]]
 ) -> None:
-    loss, gradients = step_once(shards, tmp_path / "alone")
+    loss, gradients = step_once(shards, tmp_path / "one_rank")
     assert len(gradients) > 20
-    for rank_loss, rank_gradients in run_ranks(2, step_once, shards, tmp_path / "together"):
+    for rank_loss, rank_gradients in run_ranks(2, step_once, shards, tmp_path / "two_ranks"):
         assert rank_loss == pytest.approx(loss, rel=1e-5)
         for ours, expected in zip(rank_gradients, gradients, strict=True):
             np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5 + 1e-4 * np.abs(expected).max())

@@ -37,7 +37,7 @@ class Grammar:
 
     @cached_property
     def num_texts(self) -> int:
-        """How many texts there are of one concept, counting twice what two ways lead to."""
+        """How many texts there are of one concept, counting a text again for each derivation."""
         return self._count(self.templates)
 
     def text(self, number: int, concept: str) -> str:
@@ -95,7 +95,7 @@ def read_grammar(name: str) -> Grammar:
     path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml"):
         check_choice("--template", name, BUILT_IN)
-        path = Path(__file__).parent / f"{name}.yaml"
+        path = Path(__file__).parent / "templates" / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from stablerep.config import UserError
 from stablerep.data.labelled import fashion_mnist
-from stablerep.evaluate import job
+from stablerep.evaluate import run as evaluation
 from stablerep.evaluate.config import EvaluateConfig
 from stablerep.evaluate.features import features_of
-from stablerep.evaluate.job import evaluate, table
+from stablerep.evaluate.run import evaluate, table
 from stablerep.models import InputTransform, create_encoder, load_encoder, save_exported
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_same_question_is_answered_from_the_file(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
     opened = []
-    monkeypatch.setattr(job, "load_encoder", lambda path: opened.append(path) or load_encoder(path))
+    monkeypatch.setattr(evaluation, "load_encoder", lambda path: opened.append(path) or load_encoder(path))
     found = evaluate(EvaluateConfig(**settings))
     assert evaluate(EvaluateConfig(**settings)) == found
     assert evaluate(EvaluateConfig(**settings, batch_size=7)) == found

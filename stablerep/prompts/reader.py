@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from stablerep.config import UserError
 
 NO_NEGATIVE_PROMPT = "-"  # an empty cell says nothing: CSV knows no other empty text
@@ -50,7 +47,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         prompts = [_prompt(number, row) for number, row in enumerate(reader(path))]
     except FileNotFoundError as error:
         raise UserError(f"--prompts {path} does not exist") from error
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise UserError(f"--prompts {path} cannot be read: {' '.join(str(error).split())}") from error
     if not any(prompt.text for prompt in prompts):
         problem = next((f"row {prompt.id}: {prompt.problem}" for prompt in prompts if prompt.problem), "")
@@ -74,7 +71,13 @@ def _read_jsonl(path: Path) -> list[Any]:
 
 
 def _read_parquet(path: Path) -> list[Any]:
-    return pq.read_table(path).to_pylist()
+    import pyarrow as pa  # 0.2 s: only a Parquet file pays for it
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
 
 
 def _json(line: str) -> Any:

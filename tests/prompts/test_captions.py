@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from stablerep import cli
-from stablerep.templates import llm
+from stablerep.prompts import captions
 
 WORDS = ["bag", "hat", "zebra", "a", "on", "in", "red", "old", "table", "snow", "\n"]
 CHAT = (
@@ -70,7 +70,7 @@ def test_captions_are_lines_of_their_class(
 ) -> None:
     run(argv, tmp_path / "templates.jsonl", capsys)
     argv += ["--llm", str(save_llm(tmp_path / "llm", kind=kind, chat=chat))]
-    said = run(argv, tmp_path / "p.jsonl", capsys)
+    line = run(argv, tmp_path / "p.jsonl", capsys)
     before, after = (
         [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         for name in ("templates.jsonl", "p.jsonl")
@@ -81,7 +81,7 @@ def test_captions_are_lines_of_their_class(
     assert all(row["class"] in row["prompt"] and row["prompt"].isprintable() for row in after)
     own = sum(row["prompt"] == given["prompt"] for row, given in zip(after, before, strict=True))
     assert 0 < own < 18  # gibberish names the class often enough, not always
-    assert f"; {own} are the template's own, where --llm gave nothing better: " in said
+    assert f"; {own} are the template's own, where --llm gave nothing better: " in line
     others = [text for text, given in zip(texts, before, strict=True) if text != given["prompt"]]
     assert all({*text.split()} <= {*WORDS} for text in others)
 
@@ -97,16 +97,16 @@ def test_a_stopped_run_goes_on(
 ) -> None:
     argv += ["--llm", str(save_llm(tmp_path / "llm")), "--batch-size", "4"]
     run(argv, tmp_path / "whole.txt", capsys)
-    answers = llm.Writer.answers
+    answers = captions.CaptionModel.answers
     asked: list[int] = []
 
-    def stopped_in_the_third_batch(self: llm.Writer, questions, seed: int, attempt: int):
+    def stopped_in_the_third_batch(self: captions.CaptionModel, questions, seed: int, attempt: int):
         asked.append(attempt)
         if asked.count(0) == 3:
             raise KeyboardInterrupt
         return answers(self, questions, seed, attempt)
 
-    monkeypatch.setattr(llm.Writer, "answers", stopped_in_the_third_batch)
+    monkeypatch.setattr(captions.CaptionModel, "answers", stopped_in_the_third_batch)
     out = tmp_path / "p.txt"
     with pytest.raises(SystemExit) as stop:
         run(argv, out, capsys)
@@ -127,8 +127,8 @@ def test_what_is_of_no_use_stays_the_templates(
     run(argv, tmp_path / "templates.txt", capsys)
     for words, why in ((["oh"] + [f"w{number}" for number in range(3000)], "too long"), (["\n"], "no caption")):
         folder = save_llm(tmp_path / why.replace(" ", "_"), words)
-        said = run([*argv, "--llm", str(folder)], tmp_path / "p.txt", capsys)
-        assert said.startswith("24 prompts of 3 classes in") and "24 are the template's own" in said and why in said
+        line = run([*argv, "--llm", str(folder)], tmp_path / "p.txt", capsys)
+        assert line.startswith("24 prompts of 3 classes in") and "24 are the template's own" in line and why in line
         assert (tmp_path / "p.txt").read_bytes() == (tmp_path / "templates.txt").read_bytes()
 
 
@@ -138,7 +138,7 @@ def test_out_of_memory_names_the_batch(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(llm.Writer, "answers", full)
+    monkeypatch.setattr(captions.CaptionModel, "answers", full)
     with pytest.raises(SystemExit) as stop:
         run([*argv, "--llm", str(save_llm(tmp_path / "llm"))], tmp_path / "p.txt", capsys)
     assert stop.value.code == 2
@@ -171,23 +171,23 @@ def test_folders_that_are_no_language_model(
 
 
 def test_an_answer_does_not_depend_on_the_others_of_its_batch(tmp_path: Path) -> None:
-    writer = llm.open_writer(str(save_llm(tmp_path, chat=CHAT)), torch.device("cpu"))
+    model = captions.open_model(str(save_llm(tmp_path, chat=CHAT)), torch.device("cpu"))
     examples = [[("a photo of a cat", "A cat.")], []]  # questions of different lengths: padding must not matter
     asked = [(f"a photo of a bag {number}", examples[number % 2]) for number in range(9)]
-    together = writer.answers(asked, seed=3, attempt=0)
-    assert together == [answer for each in asked for answer in writer.answers([each], seed=3, attempt=0)]
+    together = model.answers(asked, seed=3, attempt=0)
+    assert together == [answer for each in asked for answer in model.answers([each], seed=3, attempt=0)]
     assert len({*together}) > 5
-    assert writer.answers(asked, seed=3, attempt=1) != together != writer.answers(asked, seed=4, attempt=0)
+    assert model.answers(asked, seed=3, attempt=1) != together != model.answers(asked, seed=4, attempt=0)
 
 
 def test_questions_in_turns_and_in_lines(tmp_path: Path) -> None:
     examples = [("a photo of a cat", "A cat."), ("a photo of a cow", "A cow.")]
-    plain = llm.open_writer(str(save_llm(tmp_path / "plain")), torch.device("cpu"))
+    plain = captions.open_model(str(save_llm(tmp_path / "plain")), torch.device("cpu"))
     asked = plain._question("a photo of a bag", examples)
     assert asked.endswith("\n\na photo of a cat => A cat.\na photo of a cow => A cow.\na photo of a bag =>")
-    chat = llm.open_writer(str(save_llm(tmp_path / "chat", chat=CHAT)), torch.device("cpu"))
+    chat = captions.open_model(str(save_llm(tmp_path / "chat", chat=CHAT)), torch.device("cpu"))
     asked = chat._question("a photo of a bag", examples)
-    assert asked.startswith(f"[user] {llm.INSTRUCTION}\n\na photo of a cat [end] [assistant] A cat. [end] [user] ")
+    assert asked.startswith(f"[user] {captions.INSTRUCTION}\n\na photo of a cat [end] [assistant] A cat. [end] [user] ")
     assert asked.endswith("[user] a photo of a bag [end] [assistant]")
     assert chat._question("a photo of a bag", []).count("[user]") == 1
 
@@ -196,9 +196,9 @@ def test_questions_in_turns_and_in_lines(tmp_path: Path) -> None:
 def test_draws_follow_the_nucleus(seed: int) -> None:
     """transformers' own warpers are the oracle of the distribution."""
     scores = torch.randn(1, 50, generator=torch.Generator().manual_seed(seed)) * 3
-    warped = TopPLogitsWarper(llm.TOP_P)(None, TemperatureLogitsWarper(llm.TEMPERATURE)(None, scores))
+    warped = TopPLogitsWarper(captions.TOP_P)(None, TemperatureLogitsWarper(captions.TEMPERATURE)(None, scores))
     draws = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    drawn = llm._Drawn(draws[:, None], start=3)(torch.zeros(20_000, 3), scores.expand(20_000, -1))
+    drawn = captions._Nucleus(draws[:, None], start=3)(torch.zeros(20_000, 3), scores.expand(20_000, -1))
     assert (drawn > -torch.inf).sum(1).eq(1).all()
     frequency = torch.bincount(drawn.argmax(1), minlength=50) / 20_000
     torch.testing.assert_close(frequency, torch.softmax(warped, 1)[0], atol=2e-4, rtol=0)
@@ -206,16 +206,18 @@ def test_draws_follow_the_nucleus(seed: int) -> None:
 
 def test_the_ends_of_the_draw() -> None:
     scores = torch.tensor([[0.0, 5.0, 1.0, -torch.inf]]).expand(2, -1)
-    drawn = llm._Drawn(torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64), start=0)(torch.zeros(2, 0), scores)
+    drawn = captions._Nucleus(torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64), start=0)(
+        torch.zeros(2, 0), scores
+    )
     assert drawn.argmax(1).tolist()[0] == 1
     assert drawn.argmax(1).tolist()[1] in (1, 2)
 
 
 @given(st.text(st.characters() | st.sampled_from("\r\n\v\f\x1c\x85\u2028\u2029 \t\"'")))
 def test_a_line_is_one_line(text: str) -> None:
-    line = llm._first_line(text)
+    line = captions._first_line(text)
     assert len(line.splitlines()) <= 1 and line == line.strip()
-    if not llm.why_unfit(line, "", ()):
+    if not captions.why_unfit(line, "", ()):
         assert line and line.isprintable()
 
 
@@ -236,4 +238,4 @@ def test_a_line_is_one_line(text: str) -> None:
     ],
 )
 def test_what_can_be_a_prompt(caption: str | None, why: str) -> None:
-    assert llm.why_unfit(caption, "bag", {"a red bag"}) == why
+    assert captions.why_unfit(caption, "bag", {"a red bag"}) == why

@@ -16,10 +16,9 @@ from stablerep import cli
 from stablerep.config import UserError
 from stablerep.data.labelled import FASHION_MNIST_CLASSES
 from stablerep.generate.pipeline import default_generator
-from stablerep.prompts import read_prompts
-from stablerep.templates import job
-from stablerep.templates.grammar import BUILT_IN, Grammar, read_grammar, with_article
-from stablerep.templates.job import make_prompts, read_classes
+from stablerep.prompts import read_prompts, writer
+from stablerep.prompts.grammar import BUILT_IN, Grammar, read_grammar, with_article
+from stablerep.prompts.writer import make_prompts, read_classes
 
 CLASSES = ["ankle boot", "bag", "zebra"]
 
@@ -45,8 +44,8 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_class_list_becomes_prompts(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--classes", str(classes), "--num-prompts", "300", "--out"]
-    said = run([*argv, str(tmp_path / "new/p.jsonl")], capsys)
-    assert said == f"300 prompts of 3 classes in {tmp_path / 'new/p.jsonl'}"
+    line = run([*argv, str(tmp_path / "new/p.jsonl")], capsys)
+    assert line == f"300 prompts of 3 classes in {tmp_path / 'new/p.jsonl'}"
     rows = [json.loads(line) for line in (tmp_path / "new/p.jsonl").read_text().splitlines()]
     assert len({row["prompt"] for row in rows}) == 300
     assert Counter(row["class"] for row in rows) == dict.fromkeys(CLASSES, 100)
@@ -106,7 +105,7 @@ def expansions(grammar: Grammar, concept: str) -> int:
 
 def test_drawing_from_many_gives_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     grammar = Grammar("g", ("{concept} {n}",), {"n": tuple(map(str, range(40)))})
-    monkeypatch.setattr(job, "SHUFFLED", 8)
+    monkeypatch.setattr(writer, "SHUFFLED", 8)
     drawn = [each.prompt for each in make_prompts(["hat"], [grammar], 0)]
     assert sorted(drawn) == sorted(f"hat {n}" for n in range(40))
     assert drawn != sorted(drawn)
@@ -123,8 +122,10 @@ def test_more_than_there_are_says_how_many(classes: Path, tmp_path: Path, capsys
 
 
 def test_articles() -> None:
-    told = [with_article(each) for each in ("boot", "ankle boot", "unicycle", "hour glass", "umbrella", "one-way sign")]
-    assert told == ["a boot", "an ankle boot", "a unicycle", "an hour glass", "an umbrella", "a one-way sign"]
+    words_with = [
+        with_article(each) for each in ("boot", "ankle boot", "unicycle", "hour glass", "umbrella", "one-way sign")
+    ]
+    assert words_with == ["a boot", "an ankle boot", "a unicycle", "an hour glass", "an umbrella", "a one-way sign"]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

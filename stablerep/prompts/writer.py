@@ -1,4 +1,7 @@
-"""Class lists to prompts."""
+"""Class lists to prompt files: `stablerep-prompts`.
+
+Neither torch nor transformers is imported here: `--help` and a wrong flag must not wait seconds for them.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stablerep import atomic
-from stablerep.config import UserError
-from stablerep.templates.config import PromptsConfig
-from stablerep.templates.grammar import Grammar, read_grammar
+from stablerep.config import UserError, check_at_least
+from stablerep.prompts.grammar import Grammar, read_grammar
 
+ENDINGS = (".txt", ".csv", ".jsonl")
 # Up to here all numbers are shuffled; above, numbers are drawn and those seen before skipped, which needs no list.
 SHUFFLED = 1 << 16
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """Make prompts of a list of classes: equally many of each class and template, none twice."""
+
+    classes: Path
+    """Text file of classes, one a line: "ankle boot"."""
+
+    out: Path
+    """The prompts: .txt, or .csv or .jsonl with the class and the template beside each."""
+
+    template: tuple[str, ...] = ("concept", "concept_background", "concept_relation")
+    """concept, concept_background, concept_relation, concept_look (short, in the embedded model's own words), or YAML
+    files of your own (templates: [...], wildcards: {...}, for --llm also examples: {text: caption})."""
+
+    num_prompts: int = 1000
+    """How many in all. More of them with the same seed begin with the same ones."""
+
+    seed: int = 0
+    """Another seed, other prompts."""
+
+    llm: str | None = None
+    """Causal language model of transformers, a folder or a hub name, that rewrites each prompt as a caption. What is
+    empty, too long, a repetition or does not name the class is asked again twice, then stays the template's text."""
+
+    batch_size: int = 16
+    """Captions that --llm writes at once."""
+
+    device: str = "auto"
+    """Of --llm: auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, num_prompts=1, batch_size=1)
+        if not self.template:
+            raise UserError("--template needs a name, for instance concept_background")
+        if Path(self.out).suffix.lower() not in ENDINGS:
+            raise UserError(f"--out {self.out}: unknown ending; use one of {', '.join(ENDINGS)}")
+        names = (self.template,) if isinstance(self.template, str) else tuple(self.template)
+        object.__setattr__(self, "template", names)
+
+
 @dataclass(frozen=True)
 class ClassPrompt:
-    """One prompt and where it comes from."""
+    """One prompt, its class and its template."""
 
     prompt: str
     concept: str
@@ -30,7 +73,7 @@ class ClassPrompt:
 
 
 def write_prompts(config: PromptsConfig) -> str:
-    """Write the prompts of a class list; returns a line that says what was written.
+    """Write the prompts of a class list; returns a line on what was written.
 
     Raises:
         UserError: no classes, a bad template, or fewer different prompts than asked for.
@@ -45,20 +88,20 @@ def write_prompts(config: PromptsConfig) -> str:
         )
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    said = f"{len(prompts)} prompts of {len(classes)} classes in {out}"
+    summary = f"{len(prompts)} prompts of {len(classes)} classes in {out}"
     if config.llm is None:
         atomic.write(out, _lines(prompts, out.suffix.lower()))
-        return said
-    from stablerep.templates.captions import journal_of, write_captions  # torch and transformers: seconds
+        return summary
+    from stablerep.prompts.captions import journal_of, write_captions  # torch and transformers: seconds
 
     journal = journal_of(config, prompts, grammars)
     captions, kept = write_captions(config, prompts, grammars, journal)
     atomic.write(out, _lines(captions, out.suffix.lower()))
     journal.unlink()
     if not kept:
-        return said
+        return summary
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(kept.items()))
-    return f"{said}; {kept.total()} are the template's own, where --llm gave nothing better: {reasons}"
+    return f"{summary}; {kept.total()} are the template's own, where --llm gave nothing better: {reasons}"
 
 
 def read_classes(path: Path) -> list[str]:
@@ -76,33 +119,33 @@ def read_classes(path: Path) -> list[str]:
 
 
 def make_prompts(classes: Sequence[str], grammars: Sequence[Grammar], seed: int) -> Iterator[ClassPrompt]:
-    """Different prompts without end until there are no more: one of each class, then the next of each, and so on.
+    """All different prompts: one of each class, then the next of each, and so on.
 
     A class takes its templates in turn. What is drawn for a class depends on the seed, the class and the template
     alone, not on the other classes.
     """
     seen: set[str] = set()
-    turns = [_of_class(concept, grammars, seed, seen) for concept in classes]
-    while turns:
-        alive = []
-        for turn in turns:
-            if (prompt := next(turn, None)) is not None:
-                alive.append(turn)
+    streams = [_of_class(concept, grammars, seed, seen) for concept in classes]
+    while streams:
+        left = []
+        for stream in streams:
+            if (prompt := next(stream, None)) is not None:
+                left.append(stream)
                 yield prompt
-        turns = alive
+        streams = left
 
 
 def _of_class(concept: str, grammars: Sequence[Grammar], seed: int, seen: set[str]) -> Iterator[ClassPrompt]:
     draws = [(grammar, _draw(grammar, concept, seed)) for grammar in grammars]
     while draws:
-        alive = []
+        left = []
         for grammar, texts in draws:
             text = next((text for text in texts if text not in seen), None)
             if text is not None:
                 seen.add(text)
-                alive.append((grammar, texts))
+                left.append((grammar, texts))
                 yield ClassPrompt(text, concept, grammar.name)
-        draws = alive
+        draws = left
 
 
 def _draw(grammar: Grammar, concept: str, seed: int) -> Iterator[str]:

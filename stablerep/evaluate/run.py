@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from stablerep import atomic, distributed
+from stablerep import atomic, distributed, run_folder
 from stablerep import config as configs
 from stablerep.config import UserError, fingerprint
 from stablerep.data.labelled import load_labelled
-from stablerep.evaluate.baselines import create_baseline, is_baseline, is_grey
 from stablerep.evaluate.config import PIXELS, EvaluateConfig
-from stablerep.evaluate.features import features_of
+from stablerep.evaluate.features import create_baseline, features_of, is_baseline, is_grey
 from stablerep.evaluate.probes import probe_features
 from stablerep.models import load_encoder
 
-CONFIG, RESULTS = "config.yaml", "results.json"
+RESULTS = "results.json"
 FREE = ("out", "device", "batch_size")  # where and how it is computed, not what
 PIXELS_SIZE, UNTRAINED_SIZE = 32, 224  # of a folder's photos, where neither the user nor an encoder says one
 
@@ -33,15 +32,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: no such checkpoint or set, a set that cannot be probed, or an --out that answers another question.
     """
-    began = time.perf_counter()
-    out = _claim(config)
-    inputs = fingerprint([_files_of_encoder(Path(config.checkpoint)), _files_of_set(Path(config.data))])
-    if (earlier := _earlier(out / RESULTS)).get("inputs") == inputs:
+    start = time.perf_counter()
+    out = Path(config.out)
+    _check_folder(out, config)
+    inputs = fingerprint([_encoder_files(Path(config.checkpoint)), _photo_files(Path(config.data))])
+    if (earlier := _read_results(out / RESULTS)).get("inputs") == inputs:
         return earlier
 
     with distributed.start(config.device) as device:
         trained = None if is_baseline(config.checkpoint) else load_encoder(Path(config.checkpoint))
-        size = config.image_size or (trained[1].image_size if trained else _usual_size(config.checkpoint))
+        size = config.image_size or (trained[1].image_size if trained else _default_size(config.checkpoint))
         train = load_labelled(config.data, "train", size, config.max_train, config.seed)
         test = load_labelled(config.data, "test", size)
         encoder, transform = trained or create_baseline(
@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         probes = probe_features(
             x["train"], y["train"], x["test"], y["test"], seed=config.seed, epochs=config.epochs, show=True
         )
-    ended = time.perf_counter()
+    end = time.perf_counter()
     results = {
         "checkpoint": config.checkpoint,
         "data": config.data,
@@ -71,9 +71,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "classes": len(train.class_names),
         "feature_width": x["train"].shape[1],
         **probes,
-        "seconds": round(ended - began, 2),
+        "seconds": round(end - start, 2),
         "feature_seconds": round(extracted - loaded, 2),
-        "probe_seconds": round(ended - extracted, 2),
+        "probe_seconds": round(end - extracted, 2),
         "device": str(device),
         "inputs": inputs,
         "config": configs.to_dict(config),
@@ -101,47 +101,37 @@ def table(*results: dict[str, Any]) -> Table:
     return shown
 
 
-def _usual_size(checkpoint: str) -> int:
+def _default_size(checkpoint: str) -> int:
     return PIXELS_SIZE if checkpoint == PIXELS else UNTRAINED_SIZE
 
 
-def _claim(config: EvaluateConfig) -> Path:
-    """Make --out the folder of this evaluation, or see that it already is."""
-    out = Path(config.out)
-    path = out / CONFIG
-    if path.exists():
-        try:
-            earlier = configs.load(EvaluateConfig, path)
-        except (UserError, TypeError) as error:  # a training run's, for example
-            raise UserError(f"--out {out} holds another run, no evaluation; choose another --out") from error
-        configs.refuse_other_run(out, _identity(earlier), _identity(config))
-    elif out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; choose a folder")
-    elif (out / RESULTS).exists():
+def _check_folder(out: Path, config: EvaluateConfig) -> None:
+    """Raise a UserError unless --out is free, or the folder of this evaluation."""
+    try:
+        earlier = run_folder.read_config(EvaluateConfig, out)
+    except (UserError, TypeError) as error:  # a training run's, for example
+        raise UserError(f"--out {out} holds another run, no evaluation; choose another --out") from error
+    run_folder.check_same_run(out, earlier, config, FREE)
+    if earlier is None and (out / RESULTS).exists():
         raise UserError(f"--out {out} holds a {RESULTS} that is no evaluation's; choose another --out")
-    return out
 
 
-def _identity(config: EvaluateConfig) -> dict[str, Any]:
-    return {name: value for name, value in configs.to_dict(config).items() if name not in FREE}
-
-
-def _files_of_encoder(path: Path) -> list[tuple[str, int, int]]:
+def _encoder_files(path: Path) -> list[tuple[str, int, int]]:
     folder = path.parent if path.is_file() else path
-    return _files_under(folder / "exported" if (folder / "exported").is_dir() else folder)
+    return _file_stamps(folder / "exported" if (folder / "exported").is_dir() else folder)
 
 
-def _files_of_set(path: Path) -> list[list[tuple[str, int, int]]]:
-    return [_files_under(path / split) for split in ("train", "test")]
+def _photo_files(path: Path) -> list[list[tuple[str, int, int]]]:
+    return [_file_stamps(path / split) for split in ("train", "test")]
 
 
-def _files_under(folder: Path) -> list[tuple[str, int, int]]:
+def _file_stamps(folder: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of each file: enough to see that a checkpoint was trained again or a photo replaced."""
     files = ((path, path.stat()) for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else ()
     return sorted((str(path.relative_to(folder)), about.st_size, about.st_mtime_ns) for path, about in files)
 
 
-def _earlier(path: Path) -> dict[str, Any]:
+def _read_results(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):  # none yet, or cut short: computed again
@@ -150,5 +140,5 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 def _write(config: EvaluateConfig, results: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    configs.save(config, out / CONFIG)
+    configs.save(config, out / run_folder.CONFIG)
     atomic.write(out / RESULTS, json.dumps(results, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Schedule, optimiser and metrics, each by itself."""
+"""The optimiser, its learning rate and the metrics, each by itself."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import nn
 from stablerep.models import ProjectionHead
 from stablerep.train.config import TrainConfig
 from stablerep.train.metrics import Metrics
-from stablerep.train.optimiser import create_optimiser, update
-from stablerep.train.schedule import learning_rate
+from stablerep.train.optimiser import Update, create_optimiser, learning_rate, update
 
 
 def test_the_learning_rate_rises_then_falls_to_zero() -> None:
@@ -54,10 +53,10 @@ def test_an_update_that_is_not_finite_leaves_no_trace(value: float) -> None:
 def test_metrics_are_means_of_the_finite_steps() -> None:
     metrics = Metrics(torch.device("cpu"), images_per_step=8)
     one, zero = torch.ones(()), torch.zeros(())
-    metrics.add(2 * one, 5 * one, zero)
-    metrics.add(one * math.nan, one * math.inf, one)
-    metrics.add(4 * one, 7 * one, zero)
+    metrics.add(2 * one, Update(5 * one, zero))
+    metrics.add(one * math.nan, Update(one * math.inf, one))
+    metrics.add(4 * one, Update(7 * one, zero))
     means = metrics.drain()
     assert (means["loss"], means["gradient_norm"], means["skipped_updates"]) == (3.0, 6.0, 1.0)
-    metrics.add(one, one, zero)
+    metrics.add(one, Update(one, zero))
     assert metrics.drain()["loss"] == 1.0
