@@ -49,7 +49,7 @@ def gen(argv: Sequence[str] | None = None) -> None:
 
             print(estimate(config))
             return
-        from stablerep.generate.job import generate
+        from stablerep.generate.run import generate
 
         print(generate(config))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.origin import hash_prompts
+from stablerep.generate.identity import hash_prompts
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 

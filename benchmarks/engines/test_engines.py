@@ -18,10 +18,10 @@ from stablerep.engines.parts import parts_of
 from stablerep.engines.select import open_engine
 from stablerep.engines.store import Store
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.batch import BatchSize, Painter, encode_prompts, paint_batch
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.painter import BatchSize, Painter, encode_prompts, paint_batch
 from stablerep.generate.pipeline import Pipeline, default_generator, open_pipeline
-from stablerep.generate.schedule import make_schedule
+from stablerep.generate.schedulers import make_schedule
 from stablerep.prompts import Prompt
 
 

@@ -14,7 +14,7 @@ import torch
 from stablerep import shards
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.paint import Painted
-from stablerep.generate.work import Block, Choice, Worker
+from stablerep.generate.worker import Block, Choice, Worker
 
 Line = tuple[int, str]  # level and text of what was logged
 

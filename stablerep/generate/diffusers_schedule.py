@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from stablerep.config import UserError
 from stablerep.generate.config import FUSED_SCHEDULERS
-from stablerep.generate.schedule import Schedule, make_schedule
+from stablerep.generate.schedulers import Schedule, make_schedule
 
 # Name -> class, and what we change in the model's scheduler config. Left out: those that draw from a generator of
 # their own (dpmsolver_sde's Brownian tree) and those of other kinds of models (flow matching, EDM).

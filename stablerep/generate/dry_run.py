@@ -14,15 +14,15 @@ import torch
 from stablerep import distributed
 from stablerep.config import UserError
 from stablerep.generate import sweep
-from stablerep.generate.batch import BatchSize, open_painter
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.denoise import is_guided
 from stablerep.generate.encode import as_file, decide_encoder
-from stablerep.generate.origin import as_begun, check_same_run
+from stablerep.generate.identity import as_begun, check_same_run
 from stablerep.generate.paint import paint_shard
+from stablerep.generate.painter import BatchSize, open_painter
 from stablerep.generate.pipeline import DTYPES, Pipeline, open_pipeline
-from stablerep.generate.publish import read_done
-from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
+from stablerep.generate.shard_writer import read_done
 from stablerep.prompts import Prompt, read_prompts
 
 MOST_SECONDS = 60.0  # for the batch that is measured, if one picture alone is slow
@@ -149,7 +149,7 @@ def _workers(config: GenerateConfig) -> int:
     """How many would paint; the sample is painted by one, in this process."""
     if not (config.ray or config.gpus):
         return 1
-    from stablerep.generate import cluster  # an extra
+    from stablerep.generate import ray_workers as cluster  # an extra
 
     with cluster.joined(config) as plan:
         if plan.device == "cuda" and not torch.cuda.is_available():

@@ -17,13 +17,13 @@ from stablerep import config as configs
 from stablerep.config import UserError
 from stablerep.data.online import OnlineGenerator
 from stablerep.data.sampling import split_weight
-from stablerep.generate.batch import Painter, encode_prompts, fitting, open_painter, paint_batch
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.graphed import Tensors
+from stablerep.generate.cuda import Tensors
+from stablerep.generate.denoise import is_guided
+from stablerep.generate.identity import identity_of
 from stablerep.generate.noise import MOST_INDICES
-from stablerep.generate.origin import identity_of
+from stablerep.generate.painter import Painter, encode_prompts, fitting, open_painter, paint_batch
 from stablerep.generate.pipeline import DTYPES, open_pipeline
-from stablerep.generate.sampler import is_guided
 from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 

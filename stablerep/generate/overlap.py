@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from stablerep.generate.graphed import Tensors
+from stablerep.generate.cuda import Tensors
 
 Result = TypeVar("Result")
 

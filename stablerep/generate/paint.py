@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from stablerep.generate import screen
-from stablerep.generate.batch import (
+from stablerep.generate.config import GenerateConfig
+from stablerep.generate.painter import (
     Brought,
     Painter,
     Pairs,
@@ -19,7 +20,6 @@ from stablerep.generate.batch import (
     fitting,
     paint_batch,
 )
-from stablerep.generate.config import GenerateConfig
 from stablerep.generate.summary import NON_FINITE, UNREADABLE
 from stablerep.prompts import Prompt
 

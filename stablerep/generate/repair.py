@@ -42,7 +42,7 @@ def repair(config: GenerateConfig) -> tuple[Verdict, Verdict]:
     out = config.folder
     before = verify(out)
     if before.damaged:
-        from stablerep.generate.job import generate  # seconds; not needed where nothing is wrong
+        from stablerep.generate.run import generate  # seconds; not needed where nothing is wrong
 
         generate(config, again=before.damaged)
     for path in out.glob("*.partial"):

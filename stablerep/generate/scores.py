@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from stablerep import hub
-from stablerep.generate import clip_score, nsfw_score
+from stablerep.generate import clip_score
+from stablerep.generate import scorers as nsfw_score
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.screen import Marks
 

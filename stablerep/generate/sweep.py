@@ -9,7 +9,7 @@ from typing import Any
 
 from stablerep.config import UserError, refuse_other_run
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.origin import identity_of
+from stablerep.generate.identity import identity_of
 from stablerep.prompts import Prompt
 from stablerep.storage import Folder
 

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from stablerep.generate import job, work
+from stablerep.generate import run as job
+from stablerep.generate import worker as work
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.pipeline import open_pipeline
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from stablerep import ops
 from stablerep.engines import Engine
 from stablerep.generate.conditioning import Conditioning
+from stablerep.generate.denoise import denoise, is_guided, scales
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.noise import picture_noise
-from stablerep.generate.sampler import denoise, is_guided, scales
-from stablerep.generate.schedule import Schedule
+from stablerep.generate.schedulers import Schedule
 
 
 def sample(*batch: Any, image_size: int | None = None, **settings: Any) -> Tensor:  # [B, H, W, 3] uint8

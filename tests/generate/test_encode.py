@@ -14,7 +14,7 @@ from stablerep import shards
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import decide_encoder
-from stablerep.generate.origin import as_begun
+from stablerep.generate.identity import as_begun
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FEW = {"num_images_per_prompt": 1, "num_inference_steps": 1, "batch_size": 4}

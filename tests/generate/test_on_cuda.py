@@ -17,11 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import stablerep
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.batch import BatchSize, Painter, encode_prompts, paint_batch
 from stablerep.generate.config import FUSED_SCHEDULERS, GenerateConfig
 from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.encode import HostEncode, ImageCodec, why_not_on_device
 from stablerep.generate.paint import paint_shard
+from stablerep.generate.painter import BatchSize, Painter, encode_prompts, paint_batch
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.prompts import Prompt
 from tests.generate.folders import digests

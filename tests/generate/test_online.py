@@ -17,7 +17,8 @@ from torch import Tensor
 import stablerep
 from stablerep.config import UserError
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate import batch, online, screen
+from stablerep.generate import online, screen
+from stablerep.generate import painter as batch
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.online import open_online, opener
 from stablerep.generate.pipeline import Pipeline

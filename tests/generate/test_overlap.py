@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 import stablerep
-from stablerep.generate import batch
-from stablerep.generate.batch import Painter
+from stablerep.generate import painter as batch
 from stablerep.generate.encode import Encoded, ImageCodec
 from stablerep.generate.overlap import Overlap
+from stablerep.generate.painter import Painter
 from tests.generate.folders import digests
 
 pytest.importorskip("nvidia.nvimgcodec")

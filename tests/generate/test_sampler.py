@@ -19,7 +19,7 @@ from stablerep.engines.torch import TorchEngine
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import FUSED_SCHEDULERS
 from stablerep.generate.pipeline import Pipeline, default_generator
-from stablerep.generate.schedule import make_schedule
+from stablerep.generate.schedulers import make_schedule
 from tests.generate.sampling import sample
 from tests.waits import Waits
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate import batch
+from stablerep.generate import painter as batch
 from stablerep.generate.config import FUSED_SCHEDULERS
 from stablerep.generate.paint import paint_shard
 from stablerep.generate.pipeline import Pipeline
 from stablerep.prompts import Prompt
-from tests.generate.test_graphed import CallAgain, painter
+from tests.generate.test_cuda import CallAgain, painter
 from tests.waits import Waits
 
 OURS = Path(batch.__file__).parent

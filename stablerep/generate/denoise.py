@@ -12,7 +12,7 @@ from stablerep.engines import Engine
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
 from stablerep.generate.guidance import guide
-from stablerep.generate.schedule import Schedule
+from stablerep.generate.schedulers import Schedule
 from stablerep.generate.transfer import up
 
 

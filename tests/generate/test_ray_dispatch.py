@@ -23,13 +23,14 @@ ray = pytest.importorskip("ray")
 import stablerep
 from stablerep import cli, shards
 from stablerep.config import UserError
-from stablerep.generate import cluster, dispatch
+from stablerep.generate import ray_dispatch as dispatch
+from stablerep.generate import ray_workers as cluster
 from stablerep.generate.actor import About, Actor, Result
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.dispatch import MOST_FAILURES
 from stablerep.generate.dry_run import estimate
+from stablerep.generate.ray_dispatch import MOST_FAILURES
 from stablerep.generate.verify import verify
-from stablerep.generate.work import Block
+from stablerep.generate.worker import Block
 from stablerep.prompts import Prompt
 from tests.generate.folders import digests
 

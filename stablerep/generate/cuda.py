@@ -19,7 +19,7 @@ from torch import Tensor
 from stablerep.engines import Engine
 from stablerep.engines.select import CompiledEngine
 from stablerep.generate.diffusers_schedule import DiffusersSchedule
-from stablerep.generate.schedule import Schedule
+from stablerep.generate.schedulers import Schedule
 
 Tensors = dict[str, Tensor]
 Call = Callable[[Engine, Tensors], Tensors]  # reads nothing that changes but its inputs, asks the device nothing

@@ -11,10 +11,10 @@ import torch
 
 from stablerep import shards
 from stablerep.generate import screen
-from stablerep.generate.batch import open_painter
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import as_file, decide_encoder
 from stablerep.generate.paint import Painted, paint_shard
+from stablerep.generate.painter import open_painter
 from stablerep.generate.pipeline import DTYPES, open_pipeline
 from stablerep.generate.settings import settings_of
 from stablerep.generate.tally import Tally

@@ -16,7 +16,7 @@ from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.guidance import guide
 from stablerep.generate.noise import MOST_DRAWS, picture_noise
 from stablerep.generate.pipeline import Pipeline, default_generator
-from stablerep.generate.schedule import make_schedule
+from stablerep.generate.schedulers import make_schedule
 from tests.generate.sampling import sample
 
 CPU = torch.device("cpu")

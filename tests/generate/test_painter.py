@@ -15,13 +15,14 @@ from torch import Tensor
 import stablerep
 from stablerep.config import UserError
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate import batch, work
-from stablerep.generate.batch import BatchSize, Painter
+from stablerep.generate import painter as batch
+from stablerep.generate import worker as work
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.paint import Painted, paint_shard
+from stablerep.generate.painter import BatchSize, Painter
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.schedule import make_schedule
+from stablerep.generate.schedulers import make_schedule
 from stablerep.generate.verify import verify
 from stablerep.prompts import Prompt
 from stablerep.shards import index_shards

@@ -11,13 +11,13 @@ from stablerep import distributed, shards
 from stablerep.config import UserError
 from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.origin import as_begun, start_dataset
-from stablerep.generate.publish import open_writer
-from stablerep.generate.sampler import is_guided
+from stablerep.generate.denoise import is_guided
+from stablerep.generate.identity import as_begun, start_dataset
 from stablerep.generate.settings import settings_of
+from stablerep.generate.shard_writer import open_writer
 from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, mean_scores, reasons_in
 from stablerep.generate.tally import Tally
-from stablerep.generate.work import Alone, Block, Crew, Worker
+from stablerep.generate.worker import Alone, Block, Crew, Worker
 from stablerep.prompts import Prompt, read_prompts
 from stablerep.runlog import progress
 from stablerep.storage import reach, write
@@ -47,7 +47,7 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
 def _start(config: GenerateConfig) -> Iterator[Crew]:
     """Open the model: here, or with --ray or --gpus in many processes."""
     if config.ray or config.gpus:
-        from stablerep.generate import cluster  # an extra
+        from stablerep.generate import ray_workers as cluster  # an extra
 
         with cluster.start(config) as actors:
             yield actors

@@ -12,7 +12,7 @@ from torch import Tensor
 from stablerep import ops
 from stablerep.config import UserError
 from stablerep.generate.config import FUSED_SCHEDULERS
-from stablerep.generate.schedule import make_schedule
+from stablerep.generate.schedulers import make_schedule
 
 CPU = torch.device("cpu")
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,

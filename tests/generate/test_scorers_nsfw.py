@@ -16,7 +16,7 @@ import stablerep
 from stablerep import cli
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.nsfw_score import nsfw_labels, open_nsfw_score
+from stablerep.generate.scorers import nsfw_labels, open_nsfw_score
 from stablerep.generate.screen import Mark, judge
 from stablerep.generate.verify import verify
 from tests.generate.tiny_scorers import save_classifier, save_clip, save_safety_checker

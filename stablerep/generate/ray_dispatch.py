@@ -24,7 +24,7 @@ from stablerep.config import UserError
 from stablerep.generate.actor import About, Actor, Line, Result
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.tally import Tally
-from stablerep.generate.work import Block, Choice, Write
+from stablerep.generate.worker import Block, Choice, Write
 
 BLOCKS_AN_ACTOR = 2
 MOST_FAILURES = 3

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from stablerep.engines.select import CompiledEngine
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.cuda import MOST_GRAPHS, Captured, Graphs, why_not
 from stablerep.generate.diffusers_schedule import open_schedule
-from stablerep.generate.graphed import MOST_GRAPHS, Captured, Graphs, why_not
 from stablerep.generate.paint import Painted, paint_shard
+from stablerep.generate.painter import BatchSize, Painter
 from stablerep.generate.pipeline import Pipeline
 from stablerep.prompts import Prompt
 

@@ -19,14 +19,14 @@ from stablerep.engines.store import store_at
 from stablerep.generate import screen
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.cuda import Graphs, Tensors, why_not
+from stablerep.generate.denoise import denoise, is_guided, scales
 from stablerep.generate.diffusers_schedule import DiffusersSchedule, open_schedule
 from stablerep.generate.encode import Encode, Encoded, open_encode
-from stablerep.generate.graphed import Graphs, Tensors, why_not
 from stablerep.generate.noise import picture_noise
 from stablerep.generate.overlap import Overlap
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.sampler import denoise, is_guided, scales
-from stablerep.generate.schedule import Schedule
+from stablerep.generate.schedulers import Schedule
 from stablerep.generate.scores import Scorer, open_scorer
 from stablerep.generate.settings import settings_of
 from stablerep.generate.transfer import down, up

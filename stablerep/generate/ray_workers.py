@@ -22,7 +22,7 @@ try:
 except ImportError:
     raise UserError("--ray and --gpus need Ray; pip install 'stablerep[ray]'") from None
 
-from stablerep.generate.dispatch import Dispatcher, Plan
+from stablerep.generate.ray_dispatch import Dispatcher, Plan
 
 OBJECT_STORE_BYTES_A_WORKER = 256 * 2**20  # for two blocks of encoded pictures; beyond that Ray goes on on the disk
 

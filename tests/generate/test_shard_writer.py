@@ -15,9 +15,9 @@ import pytest
 import stablerep
 from stablerep import atomic, cli, shards, storage
 from stablerep.config import UserError
-from stablerep.generate import work
+from stablerep.generate import worker as work
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.publish import MOST_WAITING, open_writer, read_done
+from stablerep.generate.shard_writer import MOST_WAITING, open_writer, read_done
 from stablerep.generate.verify import verify
 from stablerep.storage import place
 from tests.generate.upload_driver import CONFIG, SHARDS, run, sample
