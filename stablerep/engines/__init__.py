@@ -16,6 +16,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """torch, native, onnx or trt."""
 
+    @property
+    def why_not_capturable(self) -> str | None:
+        """Why a CUDA graph cannot hold its calls, if it cannot."""
+
     def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
         """Predict from latents [B, C, h, w], timestep [] float32 and B rows of conditioning; same shape as latents."""
 

@@ -35,6 +35,10 @@ class CompiledEngine:
     run_decoder: Run
     decoder_dtype: torch.dtype
 
+    @property
+    def why_not_capturable(self) -> str | None:
+        return "ONNX Runtime keeps the order of its stream itself" if self.name == "onnx" else None
+
     def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
         with out_of_memory_is_torch_s():
             return self.run_unet({"latents": latents, "timestep": timestep.reshape(1), **told.inputs})

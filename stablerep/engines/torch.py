@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class TorchEngine:
     pipeline: Pipeline
     name: str = "torch"
     compiled: bool = False  # by torch.compile, for the rows it meets first, and then for any number of them
+    why_not_capturable: ClassVar[str | None] = None
 
     def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
         with out_of_memory_is_torch_s():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stablerep.generate.transfer import up
+from stablerep.generate.cuda import upload
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def guidance_embedding(scales: Sequence[float], width: int, told: Conditioning) 
     if len(set(scales)) == 1:  # filled on the device: no copy
         weight = torch.full((len(scales),), scales[0] - 1, dtype=torch.float32, device=told.device)
     else:
-        weight = up(torch.tensor([scale - 1 for scale in scales], dtype=torch.float32), told.device)
+        weight = upload(torch.tensor([scale - 1 for scale in scales], dtype=torch.float32), told.device)
     half = width // 2
     frequencies = torch.exp(
         torch.arange(half, dtype=torch.float32, device=told.device) * (-math.log(10000) / (half - 1))

@@ -1,13 +1,18 @@
-"""What `stablerep-gen` can be told."""
+"""The flags of `stablerep-gen`, and what follows from them for one prompt and for one run of a sweep."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stablerep.config import UserError, check_choice
 from stablerep.storage import Folder, place
+
+if TYPE_CHECKING:  # pyarrow, which --help does without
+    from stablerep.prompts import Prompt
 
 ENGINES = ("torch", "native", "onnx", "trt", "auto")
 FUSED_SCHEDULERS = ("ddim", "dpmsolver++", "euler")  # one kernel a step; the others are diffusers' own
@@ -19,6 +24,21 @@ DTYPES = ("auto", "fp32", "fp16", "bf16")
 FORMATS = ("jpg", "png", "webp")
 JPEG_ENCODERS = ("auto", "pil", "nvimgcodec")
 SCREENS = ("keep", "flag", "drop")
+SWEEP_PREFIX = "guidance_"  # of the folder of each run of a sweep
+
+
+def is_guided(guidance_scales: Iterable[float]) -> bool:
+    """Whether any of these pictures needs the unguided half: a scale of 1 leaves the output as it is."""
+    return any(scale != 1 for scale in guidance_scales)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """With what one prompt is painted: its own values where it has some, else the run's."""
+
+    seed: int
+    guidance_scale: float
+    negative_prompt: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +252,32 @@ class GenerateConfig:
         later += ["dtype"] if self.dtype != "auto" else []
         later += ["jpeg_encoder"] if self.jpeg_encoder == "nvimgcodec" else []
         return {name: getattr(self, name) for name in (*names, *more, *screening, *later)}
+
+    def settings_of(self, prompt: Prompt) -> PromptSettings:
+        """For a config of one run, whose guidance_scale is a number."""
+        assert isinstance(self.guidance_scale, float)
+        return PromptSettings(
+            seed=self.seed if prompt.seed is None else prompt.seed,
+            guidance_scale=self.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale,
+            negative_prompt=self.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt,
+        )
+
+    def is_guided(self, prompts: Iterable[Prompt]) -> bool:
+        """Whether the run of these prompts has any guided picture."""
+        return is_guided(self.settings_of(prompt).guidance_scale for prompt in prompts)
+
+    def runs(self) -> list[GenerateConfig]:
+        """A config for each guidance scale, with a folder of its own where there are several."""
+        if isinstance(self.guidance_scale, float):
+            return [self]
+        return [
+            dataclasses.replace(self, guidance_scale=scale, out=str(self.folder / sweep_folder_name(scale)))
+            for scale in self.guidance_scale
+        ]
+
+
+def sweep_folder_name(guidance_scale: float) -> str:
+    return SWEEP_PREFIX + repr(guidance_scale).removesuffix(".0")
 
 
 def _at_least_one(name: str, value: int) -> None:

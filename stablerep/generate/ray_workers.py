@@ -1,20 +1,27 @@
-"""--ray and --gpus: join or start a Ray cluster, and see how many actors it has room for."""
+"""Ray workers: the cluster that --ray and --gpus ask for, how many workers it has room for, and what each does."""
 
 from __future__ import annotations
 
 import logging
 import os
+import platform
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
+from stablerep import shards
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.painter import PaintedPicture
+from stablerep.generate.worker import Backends, Block, RunSpec, Worker
 
-# No telemetry, and no messages of its own between ours: what happens to an actor is said by dispatch.py.
+# No telemetry, and no messages of its own between ours: ray_dispatch says what happens to a worker.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 try:
@@ -22,36 +29,132 @@ try:
 except ImportError:
     raise UserError("--ray and --gpus need Ray; pip install 'stablerep[ray]'") from None
 
-from stablerep.generate.ray_dispatch import Dispatcher, Plan
-
 OBJECT_STORE_BYTES_A_WORKER = 256 * 2**20  # for two blocks of encoded pictures; beyond that Ray goes on on the disk
+CONNECT_SECONDS = 10.0
 
-KNOCK_SECONDS = 10.0
+LogLine = tuple[int, str]  # level and text
+
+log = logging.getLogger("stablerep.generate")
 
 
-@contextmanager
-def start(config: GenerateConfig) -> Iterator[Dispatcher]:
-    """Actors with the model open; they end with the block, and so does a cluster that was started for them.
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker whose model is open."""
 
-    Raises:
-        UserError: no cluster there, no room in it, a model that opens nowhere; and after the block: what was left out.
+    host: str
+    device_name: str
+    arithmetic: str  # workers that differ in this may round differently
+    weights_hash: str
+    log_lines: list[LogLine]
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """A block that is done."""
+
+    samples: list[shards.Sample]
+    idle: float  # seconds that painting stood still before it
+    batch_size: int  # that fitted in the end
+    log_lines: list[LogLine]
+
+
+class RayWorker:
+    """What runs in the process of a Ray actor: a worker that paints one block while it encodes another.
+
+    Ray calls from several threads. What touches the device happens in one: the number of torch's threads, CUDA's
+    current device and the stream of ONNX Runtime belong to a thread.
     """
-    with joined(config) as plan:
-        dispatcher = Dispatcher(config, plan)
-        try:
-            dispatcher.open()
-            yield dispatcher
-        finally:
-            dispatcher.close()
-    if dispatcher.left_out:
-        raise UserError(
-            f"left out, because {len(dispatcher.left_out)} blocks ended their workers again and again: "
-            f"{'; '.join(dispatcher.left_out)}. All others are painted; the same command tries these again"
+
+    def __init__(self) -> None:
+        self._device_thread = ThreadPoolExecutor(1)
+        self._run: RunSpec | None = None  # that the worker is ready for
+        self._painted: dict[int, int] = {}  # pictures by shard, of blocks at work
+        self._idle_since: float | None = None  # since when there is nothing to paint
+        self._log_buffer = _LogBuffer()
+        log.addHandler(self._log_buffer)
+        log.setLevel(logging.INFO)
+
+    def open(self, config: GenerateConfig, device: str, threads: int | None) -> WorkerInfo:
+        """Open the model on cuda or cpu; threads are torch's."""
+        return self._device_thread.submit(self._open, config, device, threads).result()
+
+    def begin(self, run: RunSpec) -> Backends:
+        """As Worker.begin; paint does it by itself."""
+        return self._device_thread.submit(self._begin, run).result()
+
+    def paint(self, run: RunSpec, block: Block) -> BlockResult:
+        """Paint and encode one block of a run."""
+        pictures, idle = self._device_thread.submit(self._paint, run, block).result()
+        samples = self._worker.encode(block, pictures)
+        self._painted.pop(block.shard, None)  # absent where no prompt could be read
+        return BlockResult(samples, idle, self._worker.painter.batch_size.value, self._log_buffer.drain())
+
+    def painted(self) -> dict[int, int]:
+        """How many pictures of the blocks at work are painted, by shard."""
+        return dict(self._painted)
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        return self._worker.count_cut(texts)
+
+    def _open(self, config: GenerateConfig, device: str, threads: int | None) -> WorkerInfo:
+        if threads is not None:
+            torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS to 1 or so: products would round otherwise
+        self._worker = worker = Worker(config, torch.device(device))
+        arithmetic = f"{worker.device_name}, torch {torch.__version__}"
+        if device == "cpu":
+            arithmetic += f", {torch.backends.cpu.get_cpu_capability()}"
+        return WorkerInfo(
+            platform.node(), worker.device_name, arithmetic, worker.pipeline.weights_hash, self._log_buffer.drain()
         )
 
+    def _begin(self, run: RunSpec) -> Backends:
+        self._run, self._idle_since = None, None
+        backends = self._worker.begin(run)
+        self._run = run
+        return backends
+
+    def _paint(self, run: RunSpec, block: Block) -> tuple[list[list[PaintedPicture]], float]:
+        if self._run != run:
+            self._begin(run)
+        idle = 0.0 if self._idle_since is None else time.perf_counter() - self._idle_since
+        pictures = self._worker.paint(block, lambda painted: self._painted.update({block.shard: painted}))
+        self._idle_since = time.perf_counter()
+        return pictures, idle
+
+
+class _LogBuffer(logging.Handler):
+    """Keeps what is logged here, for the driver to log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[LogLine] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append((record.levelno, record.getMessage()))
+
+    def drain(self) -> list[LogLine]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """How many workers, and what each has."""
+
+    count: int
+    device: str  # cuda or cpu
+    threads: int | None  # of torch, on the CPU
+    one_machine: bool
+
+    def __str__(self) -> str:
+        workers = f"{self.count} worker{'s' * (self.count > 1)}"
+        if self.device == "cuda":
+            return f"{workers}, a GPU each"
+        return f"{workers}, {self.threads} thread{'s' * (self.threads != 1)} each (OMP_NUM_THREADS)"
+
 
 @contextmanager
-def joined(config: GenerateConfig) -> Iterator[Plan]:
+def join_cluster(config: GenerateConfig) -> Iterator[ClusterPlan]:
     """Join or start the cluster that a config asks for; one that this process has joined already is taken as it is."""
     local = config.ray in (None, "local")
     if ray.is_initialized():
@@ -68,7 +171,7 @@ def joined(config: GenerateConfig) -> Iterator[Plan]:
         assert config.ray is not None
         try:
             if config.ray != "auto":
-                _knock(config.ray)
+                _check_listening(config.ray)
             ray.init(address=config.ray, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:  # Ray raises each of them
             reason = " ".join(str(error).split())[:200]
@@ -82,12 +185,12 @@ def joined(config: GenerateConfig) -> Iterator[Plan]:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_listening(address: str) -> None:
     """Raise an OSError or ValueError where nobody answers; Ray itself would try for ten minutes and more."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         raise ValueError("an address is HOST:PORT")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _start_here(config: GenerateConfig, folder: str) -> None:
@@ -108,8 +211,8 @@ def _start_here(config: GenerateConfig, folder: str) -> None:
     )
 
 
-def plan_for(config: GenerateConfig, *, one_machine: bool) -> Plan:
-    """An actor a GPU; on the CPU one for as many processors as this process has threads, so that bytes stay the same.
+def plan_for(config: GenerateConfig, *, one_machine: bool) -> ClusterPlan:
+    """A worker a GPU; on the CPU one for as many processors as this process has threads, so that bytes stay the same.
 
     Raises:
         UserError: the cluster has not what is asked for.
@@ -121,7 +224,7 @@ def plan_for(config: GenerateConfig, *, one_machine: bool) -> Plan:
         if not 0 < wanted <= gpus:
             place = "this machine" if one_machine else "the Ray cluster"
             raise UserError(f"--gpus {config.gpus or 'all'}: {place} has {gpus}; --ray local paints without")
-        return Plan(wanted, "cuda", None, one_machine)
+        return ClusterPlan(wanted, "cuda", None, one_machine)
     threads = torch.get_num_threads()
     count = sum(int(node.get("CPU", 0)) // threads for node in nodes)
     if count == 0:
@@ -130,4 +233,4 @@ def plan_for(config: GenerateConfig, *, one_machine: bool) -> Plan:
             f"--ray {config.ray}: no machine of the cluster has {threads} processors, as many as this process has "
             f"threads; set OMP_NUM_THREADS={max(most, 1)}"
         )
-    return Plan(count, "cpu", threads, one_machine)
+    return ClusterPlan(count, "cpu", threads, one_machine)

@@ -1,4 +1,4 @@
-"""The job: prompts to shards, resumable shard by shard."""
+"""One call of `stablerep-gen`: prompts to shards, resumable shard by shard; a run for each guidance scale."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stablerep import distributed, shards
 from stablerep.config import UserError
-from stablerep.generate import sweep
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.denoise import is_guided
-from stablerep.generate.identity import as_begun, start_dataset
-from stablerep.generate.settings import settings_of
+from stablerep.generate.identity import begin_or_resume, check_sweep_folder, resume_choices
 from stablerep.generate.shard_writer import open_writer
-from stablerep.generate.summary import UNREADABLE, GenerateSummary, SweepSummary, mean_scores, reasons_in
-from stablerep.generate.tally import Tally
-from stablerep.generate.worker import Alone, Block, Crew, Worker
+from stablerep.generate.summary import (
+    UNREADABLE,
+    GenerateSummary,
+    RunProgress,
+    SweepSummary,
+    mean_scores,
+    reasons_in,
+)
+from stablerep.generate.worker import Backends, Block, LocalPool, RunSpec, Worker, WorkerPool
 from stablerep.prompts import Prompt, read_prompts
 from stablerep.runlog import progress
 from stablerep.storage import reach, write
 
 
-def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSummary | SweepSummary:
-    """Paint K pictures of every prompt into shards; whatever is already there is kept, but for the shards in again.
+def generate(config: GenerateConfig, repaint: Collection[int] = ()) -> GenerateSummary | SweepSummary:
+    """Paint K pictures of every prompt into shards; whatever is there already is kept, but for the shards in repaint.
 
     Several guidance scales make a run of each, in a folder of its own below out; then the result is a SweepSummary.
 
@@ -35,71 +39,81 @@ def generate(config: GenerateConfig, again: Collection[int] = ()) -> GenerateSum
         raise UserError("--dry-run paints no shards; in Python call stablerep.generate.dry_run.estimate(config)")
     prompts = read_prompts(Path(config.prompts))
     reach(config.folder)
-    with _start(config) as crew:
-        runs = sweep.runs_of(config)
+    with _open_pool(config) as pool:
+        runs = config.runs()
         if len(runs) == 1:
-            return _generate(config, prompts, crew, again)
-        sweep.check_folder(config.folder, sweep.shared_identity(config, prompts, crew.weights_hash))
-        return SweepSummary(tuple(_generate(run, prompts, crew, ()) for run in runs))
+            return _generate(config, prompts, pool, repaint)
+        check_sweep_folder(config, prompts, pool.weights_hash)
+        return SweepSummary(tuple(_generate(run, prompts, pool, ()) for run in runs))
 
 
 @contextmanager
-def _start(config: GenerateConfig) -> Iterator[Crew]:
+def _open_pool(config: GenerateConfig) -> Iterator[WorkerPool]:
     """Open the model: here, or with --ray or --gpus in many processes."""
     if config.ray or config.gpus:
-        from stablerep.generate import ray_workers as cluster  # an extra
+        from stablerep.generate import ray_dispatch  # an extra
 
-        with cluster.start(config) as actors:
-            yield actors
+        with ray_dispatch.open_pool(config) as pool:
+            yield pool
     else:
         with distributed.start(config.device) as device:
-            yield Alone(Worker(config, device))
+            yield LocalPool(Worker(config, device))
 
 
-def _generate(config: GenerateConfig, prompts: Sequence[Prompt], crew: Crew, again: Collection[int]) -> GenerateSummary:
-    out, per_shard, k = config.folder, config.prompts_per_shard, config.num_images_per_prompt
-    guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-    choice = crew.begin(as_begun(config), guided)
-    config = dataclasses.replace(config, jpeg_encoder=choice.jpeg_encoder)
-    start_dataset(config, prompts, choice.engine, crew.weights_hash)
+def _generate(
+    config: GenerateConfig, prompts: Sequence[Prompt], pool: WorkerPool, repaint: Collection[int]
+) -> GenerateSummary:
+    per_shard, k = config.prompts_per_shard, config.num_images_per_prompt
+    backends = pool.begin(RunSpec(resume_choices(config), config.is_guided(prompts)))
+    config = dataclasses.replace(config, jpeg_encoder=backends.jpeg_encoder)
+    begin_or_resume(config, prompts, backends.engine, pool.weights_hash)
 
-    with open_writer(out, config.staging) as writer:
-        missing = writer.missing(-(-len(prompts) // per_shard), again)
-        blocks = [Block(number, prompts[number * per_shard : (number + 1) * per_shard]) for number in missing]
+    with open_writer(config.folder, config.staging) as writer:
+        missing = writer.missing(-(-len(prompts) // per_shard), repaint)
+        blocks = [Block(shard, prompts[shard * per_shard : (shard + 1) * per_shard]) for shard in missing]
         total = k * len(prompts)
         there = total - k * sum(len(block.prompts) for block in blocks)
         with progress("generate", total, "images", start=there) as bar:
-            tally = Tally(bar, k, completed=there)
+            run_progress = RunProgress(bar, k, completed=there)
 
-            def take(block: Block, samples: list[shards.Sample]) -> None:
+            def write_block(block: Block, samples: list[shards.Sample]) -> None:
                 writer.write(block.shard, samples, images_per_prompt=k)
-                tally.written(samples)
+                run_progress.add_written(samples)
 
-            crew.paint(blocks, take, tally)
-            with tally.waiting():
+            pool.paint(blocks, write_block, run_progress)
+            with run_progress.waiting():
                 writer.flush()
-        seconds, wait_share = tally.seconds, tally.wait_share
-    stats = list(writer.done.values())
+        summary = _summarise(config, prompts, pool, backends, run_progress, list(writer.done.values()))
+    if missing or not (config.folder / "summary.json").exists():
+        write(config.folder / "summary.json", summary.as_json())
+    return summary
+
+
+def _summarise(
+    config: GenerateConfig,
+    prompts: Sequence[Prompt],
+    pool: WorkerPool,
+    backends: Backends,
+    run_progress: RunProgress,
+    stats: list[dict[str, Any]],
+) -> GenerateSummary:
     reasons = reasons_in(stats)
-    summary = GenerateSummary(
-        out=out,
+    return GenerateSummary(
+        out=config.folder,
         images=sum(each["images"] for each in stats),
-        images_made=tally.kept,
-        seconds=seconds,
-        wait_share=wait_share,
+        images_made=run_progress.kept,
+        seconds=run_progress.seconds,
+        wait_share=run_progress.wait_share,
         prompts=len(prompts),
         prompts_empty=sum(not prompt.text and not prompt.problem for prompt in prompts),
-        prompts_cut=crew.count_cut([prompt.text for prompt in prompts]),
-        prompts_unreadable=reasons.pop(UNREADABLE, 0) // k,
+        prompts_cut=pool.count_cut([prompt.text for prompt in prompts]),
+        prompts_unreadable=reasons.pop(UNREADABLE, 0) // config.num_images_per_prompt,
         prompts_short=sum(each["short"] for each in stats),
         screen=config.screen,
         screened=dict(sorted(reasons.items())),
         scores=mean_scores(stats),
-        device=crew.device_name,
-        engine=choice.engine,
-        batch_size=crew.batch_size,
-        workers=tally.of_workers,
+        device=pool.device_name,
+        engine=backends.engine,
+        batch_size=pool.batch_size,
+        workers=run_progress.most_workers,
     )
-    if missing or not (out / "summary.json").exists():
-        write(out / "summary.json", summary.as_json())
-    return summary
