@@ -57,7 +57,7 @@ def test_equals_the_plain_diffusers_pipeline(pipeline: Pipeline, name: str, guid
     theirs.scheduler = kind.from_config(theirs.scheduler.config)
     noise = ops.philox_normal(5, torch.tensor([0, 1]), torch.tensor([3, 0]), pipeline.latent_shape)
     expected = theirs(
-        PROMPTS, num_inference_steps=6, guidance_scale=guidance_scale, latents=noise, output_type="np"
+        PROMPTS[:2], num_inference_steps=6, guidance_scale=guidance_scale, latents=noise, output_type="np"
     ).images
     ours = paint(pipeline, [0, 1], [3, 0], name=name, guidance_scale=guidance_scale)
     assert np.abs(ours - 255 * expected).max() <= 1.0  # grey levels: rounding
@@ -81,7 +81,7 @@ def test_painting_asks_the_device_nothing(pipeline: Pipeline, name: str) -> None
         def unet(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
             return super().unet(latents, timestep, conditioning) * float(timestep > 0)
 
-    text, negative, ids = pipeline.encode(PROMPTS), pipeline.encode([""]), torch.arange(2)
+    text, negative, ids = pipeline.encode(PROMPTS[:2]), pipeline.encode([""]), torch.arange(2)
     schedule = make_schedule(name, pipeline.scheduler_config, 3, CPU)
     for engine, waits in ((TorchEngine(pipeline), 0), (Asking(pipeline), 3)):  # the second shows that we would see it
         with Waits() as seen:
