@@ -25,3 +25,6 @@ class Engine(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as the sampler leaves them, [B, C, h, w], to pictures [B, 3, H, W], about -1..1."""
+
+    def with_own_context(self) -> Engine:
+        """The same engine for one CUDA graph, with working memory that no other call uses; itself if it keeps none."""

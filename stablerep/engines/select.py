@@ -47,7 +47,7 @@ class CompiledEngine:
         with out_of_memory_is_torch_s():
             return self.run_decoder({"latents": latents.to(self.decoder_dtype)})
 
-    def alone(self) -> CompiledEngine:
+    def with_own_context(self) -> CompiledEngine:
         """The same plans with working memory of their own, for a CUDA graph (TensorRT's alone can be captured)."""
         runs = {name: getattr(self, name).alone() for name in ("run_unet", "run_decoder")}
         return dataclasses.replace(self, **runs)

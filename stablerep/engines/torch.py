@@ -31,6 +31,9 @@ class TorchEngine:
         with out_of_memory_is_torch_s():
             return self._decoder(latents.to(self.pipeline.vae.dtype))
 
+    def with_own_context(self) -> TorchEngine:
+        return self
+
     @functools.cached_property
     def _unet(self) -> Callable[..., Tensor]:
         module = Unet(self.pipeline.unet).eval()

@@ -1,16 +1,14 @@
-"""What a UNet is told besides latents and timestep, under the names that its engines' inputs have."""
+"""What a UNet takes besides latents and timestep, under the names that its engines' inputs have."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from stablerep.generate.cuda import upload
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,14 @@ class Conditioning:
         return Conditioning({name: torch.cat([value, other.inputs[name]]) for name, value in self.inputs.items()})
 
 
-def guidance_embedding(scales: Sequence[float], width: int, told: Conditioning) -> Tensor:
-    """timestep_cond [B, width] of a UNet that was distilled with guidance as an input (Meng et al. 2023, LCM).
+def guidance_embedding(weight: Tensor, width: int) -> Tensor:  # [B] float32 to [B, width] float32
+    """timestep_cond of a UNet that was distilled with guidance as an input (Meng et al. 2023, LCM).
 
-    The sines and cosines of 1000 (scale - 1), as diffusers' get_guidance_scale_embedding.
+    weight is the guidance scale less 1; sines and cosines of 1000 weight, as diffusers' get_guidance_scale_embedding.
     """
-    if len(set(scales)) == 1:  # filled on the device: no copy
-        weight = torch.full((len(scales),), scales[0] - 1, dtype=torch.float32, device=told.device)
-    else:
-        weight = upload(torch.tensor([scale - 1 for scale in scales], dtype=torch.float32), told.device)
     half = width // 2
     frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=told.device) * (-math.log(10000) / (half - 1))
+        torch.arange(half, dtype=torch.float32, device=weight.device) * (-math.log(10000) / (half - 1))
     )
     angles = (weight * 1000)[:, None] * frequencies
-    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2)).to(told.dtype)
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))

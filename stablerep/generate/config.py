@@ -116,8 +116,8 @@ class GenerateConfig:
 
     screen: str = "flag"
     """flat pictures and near-duplicates within a prompt: keep looks for none, flag names them in the shard's rows and
-    keeps them (costs 0.1 % and changes no picture), drop leaves them out and paints others. A picture with values that
-    are no numbers, which would be black, is never kept."""
+    keeps them (costs 0.1 % and changes no picture), drop leaves them out and paints others. A picture with NaN or
+    infinite values, which would be black, is never kept."""
 
     screen_retries: int = 2
     """Rounds of new pictures, with indices K, K + 1, ..., for those that were not kept."""
@@ -130,7 +130,7 @@ class GenerateConfig:
 
     clip_score_model: str | None = None
     """CLIP or SigLIP of transformers, a folder or a hub name: a column clip_score says how well each picture shows its
-    prompt, as 100 x cosine (at least 0; not a number for empty prompts). Off if not given, and costs a pass of it."""
+    prompt, as 100 x cosine (at least 0; NaN for empty prompts). Off if not given, and costs a pass of it."""
 
     clip_score_below: float | None = None
     """Not good enough: a clip_score below this, 0 to 100. CLIP gives 25 to 35 to what fits, SigLIP less; look at the

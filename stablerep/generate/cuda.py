@@ -15,10 +15,12 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from stablerep.engines import Engine
 
 MOST_GRAPHS = 2  # with and without guidance; each holds its batch's working memory
 
@@ -48,20 +50,15 @@ class CapturedGraph(Generic[Inputs, Outputs]):
     replay: Callable[[], None]
 
 
-@runtime_checkable
-class SharesMemory(Protocol):
-    """An engine whose calls share working memory; alone() is the same one with memory of its own."""
-
-    def alone(self) -> Any: ...
-
-
 class GraphCache:
     """The graphs of one painter, by the shapes of what goes in.
 
     What is called reads nothing that changes but its inputs, and asks the device nothing.
     """
 
-    def __init__(self, engine: Any, why_not: str | None, capture: Callable[..., CapturedGraph] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, why_not: str | None, capture: Callable[..., CapturedGraph] | None = None
+    ) -> None:
         self._engine = engine
         self._capture = capture or CudaCapture()
         self._graphs: OrderedDict[Hashable, CapturedGraph[Any, Any]] = OrderedDict()
@@ -71,7 +68,7 @@ class GraphCache:
             self._stop(why_not)
 
     @torch.inference_mode()
-    def __call__(self, call: Callable[[Any, Inputs], Outputs], inputs: Inputs, *, key: Hashable = None) -> Outputs:
+    def __call__(self, call: Callable[[Engine, Inputs], Outputs], inputs: Inputs, *, key: Hashable = None) -> Outputs:
         """call(engine, inputs), in fresh memory; key is what else decides which kernels run."""
         key = key, *((tuple(tensor.shape), tensor.dtype) for tensor in inputs.tensors())
         if not self._off and key == self._last and key not in self._graphs:
@@ -99,14 +96,13 @@ class GraphCache:
             log.info("a batch of another size needs the memory of the CUDA graphs; a smaller --batch-size holds both")
         return bool(held)
 
-    def _add(self, key: Hashable, call: Callable[[Any, Inputs], Outputs], inputs: Inputs) -> None:
+    def _add(self, key: Hashable, call: Callable[[Engine, Inputs], Outputs], inputs: Inputs) -> None:
         while len(self._graphs) >= MOST_GRAPHS:
             self._remove(next(iter(self._graphs)))
         try:
             static = inputs.map(torch.clone)
-            engine = self._engine
-            if isinstance(engine, SharesMemory):
-                engine = engine.alone()
+            engine = self._engine.with_own_context()
+            if engine is not self._engine:
                 call(engine, static)  # TensorRT settles a new shape in its first run, in ways that no graph can hold
             self._graphs[key] = self._capture(partial(call, engine), static)
         except Exception as error:  # the same call has just worked, so it is the capturing, memory's and TensorRT's too
@@ -195,6 +191,12 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or values.is_cuda:
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def upload_floats(values: Sequence[float], device: torch.device) -> Tensor:  # [B] float32
+    if len(set(values)) == 1:  # filled on the device: no copy
+        return torch.full((len(values),), values[0], device=device, dtype=torch.float32)
+    return upload(torch.tensor(values, dtype=torch.float32), device)
 
 
 def download(tensors: Sequence[Tensor]) -> list[Tensor]:

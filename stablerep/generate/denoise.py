@@ -47,12 +47,6 @@ def picture_noise(
     return noise
 
 
-def guidance_scale_tensor(scales: Sequence[float], device: torch.device) -> Tensor:  # [B] float32
-    if len(set(scales)) == 1:  # filled on the device: no copy
-        return torch.full((len(scales),), scales[0], device=device, dtype=torch.float32)
-    return upload(torch.tensor(scales, dtype=torch.float32), device)
-
-
 def guide(
     output: Tensor,  # [2B, ...] of the UNet, without text and then with it
     guidance_scale: Tensor,  # [B] float32

@@ -56,7 +56,7 @@ def to_file(picture: Tensor | EncodedPicture, image_format: str) -> EncodedPictu
 
 
 def decide_encoder(config: GenerateConfig, device: torch.device) -> GenerateConfig:
-    """With `auto` nvImageCodec where it runs, else PIL; said where only something missing stands in the way.
+    """With `auto` nvImageCodec where it runs, else PIL; logged where only something missing is the reason.
 
     Raises:
         UserError: nvImageCodec is what it is to be, and it cannot run there.

@@ -21,8 +21,8 @@ from stablerep.engines.store import store_at
 from stablerep.generate import screen
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import GenerateConfig, is_guided
-from stablerep.generate.cuda import GraphCache, StreamOverlap, download, upload
-from stablerep.generate.denoise import BatchInputs, Schedule, denoise, guidance_scale_tensor, picture_noise
+from stablerep.generate.cuda import GraphCache, StreamOverlap, download, upload, upload_floats
+from stablerep.generate.denoise import BatchInputs, Schedule, denoise, picture_noise
 from stablerep.generate.encode import EncodedPicture, open_encode
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.schedulers import open_schedule
@@ -310,7 +310,7 @@ def paint_batch(painter: Painter, encoded: EncodedPrompts, wanted: list[PictureI
     draw = partial(picture_noise, seeds, ids, indices, painter.pipeline.latent_shape, device)
     inputs = BatchInputs(
         noise=draw(0),
-        guidance_scale=guidance_scale_tensor(scales, device),
+        guidance_scale=upload_floats(scales, device),
         conditioning=painter.pipeline.with_guidance(encoded.conditioning[rows], scales),
         negative=encoded.negative[negative_rows],
     )

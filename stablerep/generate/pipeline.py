@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from stablerep import hub
 from stablerep.config import UserError
 from stablerep.generate.conditioning import Conditioning, guidance_embedding
+from stablerep.generate.cuda import upload_floats
 from stablerep.generate.lora import fuse_lora
 from stablerep.generate.model_files import OPENS, check_kind, find_folder, is_xl, read_index, variant_of
 
@@ -90,8 +91,9 @@ class Pipeline:
         """Add the guidance scale of each row where the UNet takes it as an input."""
         if not self.embeds_guidance:
             return conditioning
-        embedding = guidance_embedding(scales, self.unet.config.time_cond_proj_dim, conditioning)
-        return Conditioning({**conditioning.inputs, "timestep_cond": embedding})
+        weight = upload_floats([scale - 1 for scale in scales], conditioning.device)
+        embedding = guidance_embedding(weight, self.unet.config.time_cond_proj_dim)
+        return Conditioning({**conditioning.inputs, "timestep_cond": embedding.to(conditioning.dtype)})
 
     def is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the tokenizer takes."""

@@ -220,8 +220,8 @@ def nsfw_labels(model: str, names: Mapping[int, str]) -> tuple[int, ...]:
 def processor_folder(folder: Path) -> Path:
     """Where preprocessor_config.json is: in a pipeline the safety checker's lies in the folder beside it."""
     beside = folder.parent / "feature_extractor"
-    alone = (folder / "preprocessor_config.json").exists() or not beside.is_dir()
-    return folder if alone else beside
+    has_own = (folder / "preprocessor_config.json").exists() or not beside.is_dir()
+    return folder if has_own else beside
 
 
 def open_preprocess(flag: str, folder: Path) -> Preprocess:

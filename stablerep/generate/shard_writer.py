@@ -75,7 +75,7 @@ def open_writer(out: Folder, staging: Path | None = None) -> Iterator[ShardWrite
 
 
 def read_done(out: Folder) -> dict[int, dict[str, Any]]:
-    """The stats of each whole shard; of a remote folder one listing and the stats tell, and no tar or row is read."""
+    """The stats of each whole shard; of a remote folder from one listing and the stats alone: no tar or row is read."""
     return shards.read_done(out) if isinstance(out, Path) else _done_among(out, out.sizes())
 
 

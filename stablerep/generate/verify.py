@@ -96,7 +96,7 @@ def recorded_flags(out: Folder) -> dict[str, Any]:
     """The fields of the run that began in this folder.
 
     Raises:
-        UserError: no folder of shards, or one whose dataset.json does not tell.
+        UserError: no folder of shards, or one whose dataset.json does not hold them.
     """
     if not out.is_dir():
         raise UserError(f"--repair {out} is no folder; name the --out of a stablerep-gen run")

@@ -12,7 +12,8 @@ from stablerep import ops
 from stablerep.engines import Engine
 from stablerep.generate.conditioning import Conditioning
 from stablerep.generate.config import is_guided
-from stablerep.generate.denoise import BatchInputs, Schedule, denoise, guidance_scale_tensor, picture_noise
+from stablerep.generate.cuda import upload_floats
+from stablerep.generate.denoise import BatchInputs, Schedule, denoise, picture_noise
 
 
 def sample(*batch: Any, image_size: int | None = None, **settings: Any) -> Tensor:  # [B, H, W, 3] uint8
@@ -36,5 +37,5 @@ def sample_decoded(
     device, one = conditioning.device, isinstance(guidance_scale, int | float)
     scales = [guidance_scale] * len(conditioning) if one else guidance_scale
     draw = partial(picture_noise, seed, prompt_ids, indices, latent_shape, device)
-    inputs = BatchInputs(draw(0), guidance_scale_tensor(scales, device), conditioning, negative)
+    inputs = BatchInputs(draw(0), upload_floats(scales, device), conditioning, negative)
     return denoise(engine, schedule, inputs, draw, guided=is_guided(scales), guidance_rescale=guidance_rescale)

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -213,7 +214,8 @@ def test_every_order_of_batches(batches: list[tuple[int, bool, int]]) -> None:
         captures.append(before)
         return CallAgain()(call, inputs)
 
-    graphs = GraphCache(None, None, capture)
+    engine = SimpleNamespace(with_own_context=lambda: engine)
+    graphs = GraphCache(engine, None, capture)
     results = []
     for size, guided, value in batches:
         count = len(captures)
