@@ -70,7 +70,7 @@ def generation() -> Numbers:
     """Pictures per second of the embedded generator."""
     from stablerep.config import UserError
     from stablerep.generate.config import GenerateConfig
-    from stablerep.generate.job import generate
+    from stablerep.generate.run import generate
 
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder, "prompts.txt")

@@ -106,11 +106,10 @@ def rates(
     import diffusers
 
     from stablerep.engines.torch import TorchEngine
-    from stablerep.generate.batch import BatchSize, Painter
     from stablerep.generate.config import GenerateConfig
-    from stablerep.generate.diffusers_schedule import open_schedule
     from stablerep.generate.encode import decide_encoder
-    from stablerep.generate.paint import paint_shard
+    from stablerep.generate.painter import BatchSize, Painter, paint_shard
+    from stablerep.generate.schedulers import open_schedule
     from stablerep.prompts import Prompt
 
     device = pipeline.unet.device

@@ -29,7 +29,7 @@ def generate(**fields: Any) -> GenerateSummary | SweepSummary:
     guidance_scale=[1, 2] makes a run of each, and the result holds a summary of each.
     """
     from stablerep.generate.config import GenerateConfig
-    from stablerep.generate.job import generate
+    from stablerep.generate.run import generate
 
     return generate(GenerateConfig(**fields))
 

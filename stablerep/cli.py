@@ -49,7 +49,7 @@ def gen(argv: Sequence[str] | None = None) -> None:
 
             print(estimate(config))
             return
-        from stablerep.generate.job import generate
+        from stablerep.generate.run import generate
 
         print(generate(config))
 
@@ -82,8 +82,7 @@ def _take_folder(flag: str, argv: Sequence[str]) -> tuple[Folder | None, list[st
 
 
 def _verify(out: Folder, others: Sequence[str]) -> None:
-    from stablerep.generate.sweep import runs_in
-    from stablerep.generate.verify import verify
+    from stablerep.generate.verify import runs_in, verify
 
     if others:
         raise UserError(f"--verify {out} takes no other flags, got {others[0]}")
@@ -98,8 +97,7 @@ def _verify(out: Folder, others: Sequence[str]) -> None:
 
 def _repair(out: Folder, others: Sequence[str]) -> None:
     from stablerep.generate.config import GenerateConfig
-    from stablerep.generate.repair import recorded_flags, repair
-    from stablerep.generate.sweep import runs_in
+    from stablerep.generate.verify import recorded_flags, repair, runs_in
 
     left = 0
     for folder in runs_in(out):

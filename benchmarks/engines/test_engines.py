@@ -18,10 +18,10 @@ from stablerep.engines.module import module_specs
 from stablerep.engines.select import open_engine
 from stablerep.engines.store import Store
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.batch import BatchSize, Painter, encode_prompts, paint_batch
 from stablerep.generate.config import GenerateConfig
+from stablerep.generate.painter import BatchSize, Painter, PictureId, encode_prompts, paint_batch
 from stablerep.generate.pipeline import Pipeline, default_generator, open_pipeline
-from stablerep.generate.schedule import make_schedule
+from stablerep.generate.schedulers import make_schedule
 from stablerep.prompts import Prompt
 
 
@@ -65,7 +65,7 @@ def test_a_batch(bench: Bench, device: str, tmp_path_factory: pytest.TempPathFac
     def paint(engine: Engine) -> np.ndarray:
         painter = Painter(pipeline, engine, schedule, config, BatchSize(batch))
         encoded = encode_prompts(painter, [Prompt(number, text) for number, text in enumerate(prompts)])
-        return paint_batch(painter, encoded, [(row, 0) for row in range(batch)])["pixels"].cpu().numpy()
+        return paint_batch(painter, encoded, [PictureId(row, 0) for row in range(batch)]).pixels.cpu().numpy()
 
     theirs = StableDiffusionPipeline.from_pretrained(default_generator(), dtype=pipeline.unet.dtype).to(where)
     theirs.set_progress_bar_config(disable=True)

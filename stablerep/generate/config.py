@@ -1,13 +1,18 @@
-"""What `stablerep-gen` can be told."""
+"""The flags of `stablerep-gen`, and what follows from them for one prompt and for one run of a sweep."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stablerep.config import UserError, check_choice
 from stablerep.storage import Folder, place
+
+if TYPE_CHECKING:  # pyarrow, which --help does without
+    from stablerep.prompts import Prompt
 
 ENGINES = ("torch", "native", "onnx", "trt", "auto")
 FUSED_SCHEDULERS = ("ddim", "dpmsolver++", "euler")  # one kernel a step; the others are diffusers' own
@@ -19,6 +24,21 @@ DTYPES = ("auto", "fp32", "fp16", "bf16")
 FORMATS = ("jpg", "png", "webp")
 JPEG_ENCODERS = ("auto", "pil", "nvimgcodec")
 SCREENS = ("keep", "flag", "drop")
+SWEEP_PREFIX = "guidance_"  # of the folder of each run of a sweep
+
+
+def is_guided(guidance_scales: Iterable[float]) -> bool:
+    """Whether any of these pictures needs the unguided half: a scale of 1 leaves the output as it is."""
+    return any(scale != 1 for scale in guidance_scales)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """With what one prompt is painted: its own values where it has some, else the run's."""
+
+    seed: int
+    guidance_scale: float
+    negative_prompt: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +116,8 @@ class GenerateConfig:
 
     screen: str = "flag"
     """flat pictures and near-duplicates within a prompt: keep looks for none, flag names them in the shard's rows and
-    keeps them (costs 0.1 % and changes no picture), drop leaves them out and paints others. A picture with values that
-    are no numbers, which would be black, is never kept."""
+    keeps them (costs 0.1 % and changes no picture), drop leaves them out and paints others. A picture with NaN or
+    infinite values, which would be black, is never kept."""
 
     screen_retries: int = 2
     """Rounds of new pictures, with indices K, K + 1, ..., for those that were not kept."""
@@ -110,7 +130,7 @@ class GenerateConfig:
 
     clip_score_model: str | None = None
     """CLIP or SigLIP of transformers, a folder or a hub name: a column clip_score says how well each picture shows its
-    prompt, as 100 x cosine (at least 0; not a number for empty prompts). Off if not given, and costs a pass of it."""
+    prompt, as 100 x cosine (at least 0; NaN for empty prompts). Off if not given, and costs a pass of it."""
 
     clip_score_below: float | None = None
     """Not good enough: a clip_score below this, 0 to 100. CLIP gives 25 to 35 to what fits, SigLIP less; look at the
@@ -232,6 +252,32 @@ class GenerateConfig:
         later += ["dtype"] if self.dtype != "auto" else []
         later += ["jpeg_encoder"] if self.jpeg_encoder == "nvimgcodec" else []
         return {name: getattr(self, name) for name in (*names, *more, *screening, *later)}
+
+    def settings_of(self, prompt: Prompt) -> PromptSettings:
+        """For a config of one run, whose guidance_scale is a number."""
+        assert isinstance(self.guidance_scale, float)
+        return PromptSettings(
+            seed=self.seed if prompt.seed is None else prompt.seed,
+            guidance_scale=self.guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale,
+            negative_prompt=self.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt,
+        )
+
+    def is_guided(self, prompts: Iterable[Prompt]) -> bool:
+        """Whether the run of these prompts has any guided picture."""
+        return is_guided(self.settings_of(prompt).guidance_scale for prompt in prompts)
+
+    def runs(self) -> list[GenerateConfig]:
+        """A config for each guidance scale, with a folder of its own where there are several."""
+        if isinstance(self.guidance_scale, float):
+            return [self]
+        return [
+            dataclasses.replace(self, guidance_scale=scale, out=str(self.folder / sweep_folder_name(scale)))
+            for scale in self.guidance_scale
+        ]
+
+
+def sweep_folder_name(guidance_scale: float) -> str:
+    return SWEEP_PREFIX + repr(guidance_scale).removesuffix(".0")
 
 
 def _at_least_one(name: str, value: int) -> None:

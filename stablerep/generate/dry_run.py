@@ -14,16 +14,12 @@ import torch
 from stablerep import distributed
 from stablerep.config import UserError
 from stablerep.engines.module import DTYPES
-from stablerep.generate import sweep
-from stablerep.generate.batch import BatchSize, open_painter
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.encode import as_file, decide_encoder
-from stablerep.generate.origin import as_begun, check_same_run
-from stablerep.generate.paint import paint_shard
+from stablerep.generate.encode import decide_encoder, to_file
+from stablerep.generate.identity import check_folder, check_sweep_folder, resume_choices
+from stablerep.generate.painter import BatchSize, open_painter, paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
-from stablerep.generate.publish import read_done
-from stablerep.generate.sampler import is_guided
-from stablerep.generate.settings import settings_of
+from stablerep.generate.shard_writer import read_done
 from stablerep.prompts import Prompt, read_prompts
 
 MOST_SECONDS = 60.0  # for the batch that is measured, if one picture alone is slow
@@ -98,22 +94,21 @@ def estimate(config: GenerateConfig) -> Estimate | SweepEstimate:
     """
     prompts = read_prompts(Path(config.prompts))
     workers = _workers(config)
-    runs = sweep.runs_of(config)
+    runs = config.runs()
     with distributed.start(config.device) as device:
         pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
         if len(runs) == 1:
             return _estimate(config, prompts, pipeline, device, workers)
-        sweep.check_folder(config.folder, sweep.shared_identity(config, prompts, pipeline.weights_hash))
+        check_sweep_folder(config, prompts, pipeline.weights_hash)
         return SweepEstimate({run.folder.name: _estimate(run, prompts, pipeline, device, workers) for run in runs})
 
 
 def _estimate(
     config: GenerateConfig, prompts: Sequence[Prompt], pipeline: Pipeline, device: torch.device, workers: int
 ) -> Estimate:
-    config = decide_encoder(as_begun(config), device)
-    guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts])
-    whole = open_painter(config, pipeline, device, guided=guided)
-    check_same_run(config, prompts, whole.engine.name, pipeline.weights_hash)
+    config = decide_encoder(resume_choices(config), device)
+    whole = open_painter(config, pipeline, device, guided=config.is_guided(prompts))
+    check_folder(config, prompts, whole.engine.name, pipeline.weights_hash)
 
     def paint(count: int) -> tuple[list[int], float, int]:
         """Sizes of the encoded pictures, seconds a picture, and the batch that fitted."""
@@ -123,7 +118,7 @@ def _estimate(
         start = time.perf_counter()
         painted = [picture for of_prompt in paint_shard(painter, chosen) for picture in of_prompt]
         middle = time.perf_counter()
-        sizes = [len(as_file(each.pixels, config.image_format).data) for each in painted if each.pixels is not None]
+        sizes = [len(to_file(each.pixels, config.image_format).data) for each in painted if each.pixels is not None]
         # A run encodes one shard while it paints the next: the slower of the two counts.
         seconds = max(middle - start, time.perf_counter() - middle) / len(painted)
         return sizes, seconds, min(len(painted), painter.batch_size.value)
@@ -150,9 +145,9 @@ def _workers(config: GenerateConfig) -> int:
     """How many would paint; the sample is painted by one, in this process."""
     if not (config.ray or config.gpus):
         return 1
-    from stablerep.generate import cluster  # an extra
+    from stablerep.generate import ray_workers  # an extra
 
-    with cluster.joined(config) as plan:
+    with ray_workers.join_cluster(config) as plan:
         if plan.device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "--dry-run paints its sample here, and only the Ray cluster has GPUs; run it on one of those"

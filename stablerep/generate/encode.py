@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.transfer import down
+from stablerep.generate.cuda import download
 
 JPEG_QUALITY = 95
 KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -28,7 +28,7 @@ MEND = "pip install 'stablerep[jpeg]'"
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPicture:
     """The file of one picture."""
 
     data: bytes
@@ -36,7 +36,7 @@ class Encoded:
     width: int
 
 
-Encode = Callable[[Tensor], list[Encoded]]  # [B, H, W, 3] uint8, anywhere
+Encode = Callable[[Tensor], list[EncodedPicture]]  # [B, H, W, 3] uint8, anywhere
 
 log = logging.getLogger("stablerep.generate")
 
@@ -48,15 +48,15 @@ def encode_picture(image: Tensor, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def as_file(picture: Tensor | Encoded, image_format: str) -> Encoded:
+def to_file(picture: Tensor | EncodedPicture, image_format: str) -> EncodedPicture:
     """The file of a picture that may be one already."""
-    if isinstance(picture, Encoded):
+    if isinstance(picture, EncodedPicture):
         return picture
-    return Encoded(encode_picture(picture, image_format), picture.shape[0], picture.shape[1])
+    return EncodedPicture(encode_picture(picture, image_format), picture.shape[0], picture.shape[1])
 
 
 def decide_encoder(config: GenerateConfig, device: torch.device) -> GenerateConfig:
-    """With `auto` nvImageCodec where it runs, else PIL; said where only something missing stands in the way.
+    """With `auto` nvImageCodec where it runs, else PIL; logged where only something missing is the reason.
 
     Raises:
         UserError: nvImageCodec is what it is to be, and it cannot run there.
@@ -68,12 +68,12 @@ def decide_encoder(config: GenerateConfig, device: torch.device) -> GenerateConf
     if reason and asked == "nvimgcodec":
         raise UserError(f"--jpeg-encoder nvimgcodec cannot run: {reason}")
     if reason:
-        _say(f"JPEGs are encoded on the host: {reason}")
+        _log_once(f"JPEGs are encoded on the host: {reason}")
     return dataclasses.replace(config, jpeg_encoder="pil" if reason else "nvimgcodec")
 
 
 @functools.cache
-def _say(line: str) -> None:
+def _log_once(line: str) -> None:
     """Once, for all runs of a sweep."""
     log.info(line)
 
@@ -102,9 +102,9 @@ class HostEncode:
 
     image_format: str
 
-    def __call__(self, pixels: Tensor) -> list[Encoded]:
-        (pixels,) = down([pixels])
-        return [as_file(picture, self.image_format) for picture in pixels]
+    def __call__(self, pixels: Tensor) -> list[EncodedPicture]:
+        (pixels,) = download([pixels])
+        return [to_file(picture, self.image_format) for picture in pixels]
 
 
 class ImageCodec:
@@ -134,7 +134,7 @@ class ImageCodec:
             chroma_subsampling=nvimgcodec.ChromaSubsampling.CSS_420,
         )
 
-    def __call__(self, pixels: Tensor) -> list[Encoded]:
+    def __call__(self, pixels: Tensor) -> list[EncodedPicture]:
         """Encode after what is queued on the current stream; waits for the files."""
         height, width = pixels.shape[1:3]
         stream = torch.cuda.current_stream(self._device).cuda_stream if pixels.is_cuda else 0
@@ -143,4 +143,4 @@ class ImageCodec:
         streams = self._encoder.encode(images, "jpeg", params=self._settings, cuda_stream=stream)
         if any(each is None for each in streams):
             raise RuntimeError("nvImageCodec could not encode a picture; is its nvJPEG library installed?")
-        return [Encoded(bytes(each), height, width) for each in streams]
+        return [EncodedPicture(bytes(each), height, width) for each in streams]

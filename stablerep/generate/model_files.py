@@ -14,9 +14,9 @@ from stablerep.config import UserError
 
 INDEX = "model_index.json"
 OPENS = "Stable Diffusion 1.x/2.x, SDXL, their Turbo and LCM models"
-LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}  # the last is an old name for a part of the first
+LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}  # the last is an old name for a module of the first
 VARIANT = "fp16"  # of a model that has no other weights
-WEIGHTS = re.compile(rf"(?P<part>.+)/[^/]+?(?P<variant>\.{VARIANT})?(-\d+-of-\d+)?\.safetensors")
+WEIGHTS = re.compile(rf"(?P<component>.+)/[^/]+?(?P<variant>\.{VARIANT})?(-\d+-of-\d+)?\.safetensors")
 
 
 def find_folder(model: str) -> Path:
@@ -62,20 +62,20 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def check_kind(model: str, index: dict[str, Any]) -> None:
-    """Look at the parts that model_index.json names.
+    """Look at the components that model_index.json names.
 
     Raises:
-        UserError: other parts than ours, or a scheduler of another family.
+        UserError: other components than ours, or a scheduler of another family.
     """
-    parts = {name: of for name, of in index.items() if isinstance(of, list) and len(of) == 2 and of[0] is not None}
-    classes = {name: of[1] for name, of in parts.items()}
+    components = {name: of for name, of in index.items() if isinstance(of, list) and len(of) == 2 and of[0] is not None}
+    classes = {name: of[1] for name, of in components.items()}
     kind = index.get("_class_name")
     wanted = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
     if is_xl(index):
         wanted["text_encoder_2"] = "CLIPTextModelWithProjection"
     if not isinstance(kind, str) or any(classes.get(name) != name_of for name, name_of in wanted.items()):
         raise UserError(f"--model {model} is a {kind}; what opens is {OPENS}")
-    if foreign := {of[0] for of in parts.values()} - LIBRARIES:
+    if foreign := {of[0] for of in components.values()} - LIBRARIES:
         raise UserError(f"--model {model} brings its own code ({', '.join(map(str, foreign))}), which is not run")
     scheduler = str(classes.get("scheduler"))
     if scheduler.startswith(("EDM", "FlowMatch")):
@@ -88,15 +88,15 @@ def is_xl(index: dict[str, Any]) -> bool:
 
 
 def variant_of(folder: Path) -> str | None:
-    """fp16 if a part has weights of that name only, else None."""
+    """fp16 if a component has weights of that name only, else None."""
     found = _weights(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
     return VARIANT if any(variants == {True} for variants in found.values()) else None
 
 
 def _weights(names: Iterable[str]) -> dict[str, set[bool]]:
-    """By part, whether its files are of the variant."""
+    """By component, whether its files are of the variant."""
     found: dict[str, set[bool]] = {}
     for name in names:
         if match := WEIGHTS.fullmatch(name):
-            found.setdefault(match["part"], set()).add(match["variant"] is not None)
+            found.setdefault(match["component"], set()).add(match["variant"] is not None)
     return found

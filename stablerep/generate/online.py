@@ -18,14 +18,12 @@ from stablerep.config import UserError
 from stablerep.data.online import OnlineGenerator
 from stablerep.data.sampling import split_weight
 from stablerep.engines.module import DTYPES
-from stablerep.generate.batch import Painter, encode_prompts, fitting, open_painter, paint_batch
+from stablerep.generate import screen
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.graphed import Tensors
-from stablerep.generate.noise import MOST_INDICES
-from stablerep.generate.origin import identity_of
+from stablerep.generate.denoise import MOST_INDICES
+from stablerep.generate.identity import identity_of
+from stablerep.generate.painter import Painter, PictureId, encode_prompts, fitting_batches, open_painter, paint_batch
 from stablerep.generate.pipeline import open_pipeline
-from stablerep.generate.sampler import is_guided
-from stablerep.generate.settings import settings_of
 from stablerep.prompts import Prompt, read_prompts
 
 # What concerns files alone, or what is done on the host with all pictures of a prompt before them.
@@ -71,8 +69,7 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
     if left_out := len(prompts) - len(paintable):
         log.warning("--prompts %s: %d of %d rows hold no text and are left out", config.prompts, left_out, len(prompts))
     pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
-    guided = is_guided([settings_of(prompt, config).guidance_scale for prompt in prompts.values()])
-    painter = open_painter(config, pipeline, device, guided=guided)
+    painter = open_painter(config, pipeline, device, guided=config.is_guided(prompts.values()))
     identity = identity_of(config, list(prompts.values()), pipeline.weights_hash)
     identity = {name: value for name, value in identity.items() if name not in UNUSED}
 
@@ -94,24 +91,13 @@ def paint_prompts(
 ) -> tuple[Tensor, Tensor]:  # [n, K, H, W, 3] uint8 and whether each is good [n, K] bool, on the device
     """The K pictures that each prompt has in its round."""
     config, k = painter.config, painter.config.num_images_per_prompt
-    told = encode_prompts(painter, prompts)
+    encoded = encode_prompts(painter, prompts)
     # Indices end at 2^20; after so many pictures of a prompt its first ones come again.
     first = [number % (MOST_INDICES // k) * k for number in rounds]
-    wanted = [(row, first[row] + i) for row in range(len(prompts)) for i in range(k)]
-    batches = [painted for _, painted in fitting(painter, partial(paint_batch, painter, told), wanted)]
-    good = torch.cat([_good(painted, config) for painted in batches]).unflatten(0, (len(prompts), k))
-    for row in told.problems:
+    wanted = [PictureId(row, first[row] + i) for row in range(len(prompts)) for i in range(k)]
+    batches = list(fitting_batches(painter, partial(paint_batch, painter, encoded), wanted))
+    limits = screen.limits_of(config)
+    good = torch.cat([screen.are_good(batch.quality, limits) for batch in batches]).unflatten(0, (len(prompts), k))
+    for row in encoded.problems:
         good[row] = False
-    return torch.cat([painted["pixels"] for painted in batches]).unflatten(0, (len(prompts), k)), good
-
-
-def _good(painted: Tensors, config: GenerateConfig) -> Tensor:  # [B] bool
-    """screen.judge on the device, less what needs all pictures of a prompt."""
-    good = painted["finite"]
-    if config.screen != "keep":
-        good = good & (painted["contrast"] >= config.flat_below)
-    if config.nsfw_above is not None:
-        good = good & (painted["nsfw_score"] <= config.nsfw_above)  # no answer, NaN, is too high
-    if config.clip_score_below is not None:
-        good = good & ~(painted["clip_score"] < config.clip_score_below)  # an empty prompt's NaN is not too low
-    return good
+    return torch.cat([batch.pixels for batch in batches]).unflatten(0, (len(prompts), k)), good

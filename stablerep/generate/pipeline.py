@@ -1,4 +1,4 @@
-"""Open a diffusers pipeline and take the parts we drive ourselves."""
+"""Open a diffusers pipeline and take the modules we drive ourselves."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from transformers.utils import logging as transformers_logging
 from stablerep import hub
 from stablerep.config import UserError
 from stablerep.engines.conditioning import Conditioning, guidance_embedding
+from stablerep.generate.cuda import upload_floats
 from stablerep.generate.lora import fuse_lora
 from stablerep.generate.model_files import OPENS, check_kind, find_folder, is_xl, read_index, variant_of
-from stablerep.generate.sampler import scales as on_device
 
 PACKAGE = Path(__file__).parent.parent
 # In a wheel the folder lies in the package, in a source checkout with the script that trained it.
@@ -34,7 +34,7 @@ DEFAULT_GENERATOR_FOLDERS = (PACKAGE / "default_generator", PACKAGE.parent / "ex
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The parts of a pipeline on one device, in diffusers' own names; SDXL has a second tokenizer and text encoder."""
+    """A pipeline's modules on one device, in diffusers' own names; SDXL has a second tokenizer and text encoder."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -75,24 +75,24 @@ class Pipeline:
     @torch.inference_mode()
     def encode_negative(self, prompts: list[str]) -> Conditioning:
         """As encode, but that no text is zeros in a model that was trained so (SDXL)."""
-        told = self.encode(prompts)
+        conditioning = self.encode(prompts)
         if not self.force_zeros_for_empty_prompt:
-            return told
-        empty = torch.tensor([not prompt for prompt in prompts], device=told.device)
-        text, text_embeds = told.text, told.inputs["text_embeds"]
+            return conditioning
+        empty = torch.tensor([not prompt for prompt in prompts], device=conditioning.device)
+        text, text_embeds = conditioning.text, conditioning.inputs["text_embeds"]
         zeroed = {
             "text": text.masked_fill(empty[:, None, None], 0),
             "text_embeds": text_embeds.masked_fill(empty[:, None], 0),
         }
-        return Conditioning({**told.inputs, **zeroed})
+        return Conditioning({**conditioning.inputs, **zeroed})
 
-    def with_guidance(self, told: Conditioning, scales: Sequence[float]) -> Conditioning:
+    def with_guidance(self, conditioning: Conditioning, scales: Sequence[float]) -> Conditioning:
         """Add the guidance scale of each row where the UNet takes it as an input."""
         if not self.embeds_guidance:
-            return told
-        weight = on_device([scale - 1 for scale in scales], len(told), told.device)
+            return conditioning
+        weight = upload_floats([scale - 1 for scale in scales], conditioning.device)
         embedding = guidance_embedding(weight, self.unet.config.time_cond_proj_dim)
-        return Conditioning({**told.inputs, "timestep_cond": embedding.to(told.dtype)})
+        return Conditioning({**conditioning.inputs, "timestep_cond": embedding.to(conditioning.dtype)})
 
     def is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the tokenizer takes."""
@@ -139,7 +139,7 @@ def open_pipeline(
         check_kind(model, index)
         xl = is_xl(index)
         options = {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
-        parts = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
+        opened = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
             folder,
             dtype={"default": dtype, "vae": _vae_dtype(folder, dtype) if xl else dtype},
             variant=variant_of(folder),
@@ -150,26 +150,26 @@ def open_pipeline(
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--model {model} is no pipeline of safetensors ({OPENS}): {reason}") from error
-    _check_inputs(model, parts.unet.config, parts.vae.config)
+    _check_inputs(model, opened.unet.config, opened.vae.config)
     weights_hash = hub.hash_folder(folder, (".safetensors", ".json"))
     if loras:
-        modules = {name: part for name, part in parts.components.items() if isinstance(part, torch.nn.Module)}
+        modules = {name: each for name, each in opened.components.items() if isinstance(each, torch.nn.Module)}
         digests = [fuse_lora(modules, lora) for lora in loras]
         weights_hash = hashlib.sha256("\n".join([weights_hash, *digests]).encode()).hexdigest()[:12]
-    parts.to(device)
-    second = {name: getattr(parts, name) for name in ("tokenizer_2", "text_encoder_2")} if xl else {}
-    for module in (parts.unet, parts.vae, parts.text_encoder, *([parts.text_encoder_2] if xl else [])):
+    opened.to(device)
+    second = {name: getattr(opened, name) for name in ("tokenizer_2", "text_encoder_2")} if xl else {}
+    for module in (opened.unet, opened.vae, opened.text_encoder, *([opened.text_encoder_2] if xl else [])):
         module.eval().requires_grad_(False)
-    parts.unet.to(memory_format=torch.channels_last)
-    parts.vae.to(memory_format=torch.channels_last)
+    opened.unet.to(memory_format=torch.channels_last)
+    opened.vae.to(memory_format=torch.channels_last)
     return Pipeline(
-        tokenizer=parts.tokenizer,
-        text_encoder=parts.text_encoder,
-        unet=parts.unet,
-        vae=parts.vae,
-        scheduler_config=dict(parts.scheduler.config),
+        tokenizer=opened.tokenizer,
+        text_encoder=opened.text_encoder,
+        unet=opened.unet,
+        vae=opened.vae,
+        scheduler_config=dict(opened.scheduler.config),
         weights_hash=weights_hash,
-        force_zeros_for_empty_prompt=xl and parts.config.force_zeros_for_empty_prompt,
+        force_zeros_for_empty_prompt=xl and opened.config.force_zeros_for_empty_prompt,
         **second,
     )
 
@@ -183,7 +183,7 @@ def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
 def _check_inputs(model: str, unet: Any, vae: Any) -> None:
     """
     Raises:
-        UserError: the UNet wants to be told what we have not.
+        UserError: the UNet needs an input that we have not.
     """
     if unet.in_channels != vae.latent_channels:
         raise UserError(

@@ -1,15 +1,16 @@
-"""Screening: pictures that are no numbers, that show nothing, or that another of the same prompt shows already.
+"""Screening: pictures that are not finite, that show nothing, or that another of the same prompt shows already.
 
-Models may add what they say of a picture (scores.py).
+Models may add what they say of a picture (scorers.py).
 
-What a picture is judged by is computed on the device, beside the picture; the verdict itself on the host, where the
-pictures of a prompt come together.
+What a picture is judged by is computed on the device, beside the picture; the verdict on the host, where the pictures
+of a prompt come together, or on the device for what needs no other picture.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,7 +28,7 @@ GREY = (299, 587, 114)  # BT.601, in thousandths: sums of such products are whol
 
 
 @dataclass(frozen=True)
-class Marks:
+class BatchQuality:
     """What B pictures are judged by, on their device or on the host."""
 
     finite: Tensor  # [B] bool, before rounding to pixels, where NaN would become black
@@ -36,10 +37,23 @@ class Marks:
     clip_score: Tensor  # [B] float32, 0..100; NaN: not computed
     nsfw_score: Tensor  # [B] float32, 0..1; NaN: not computed
 
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, each.name) for each in dataclasses.fields(self)]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> BatchQuality:
+        return BatchQuality(*map(function, self.tensors()))
+
+    def split(self) -> list[PictureQuality]:
+        """One of each picture, from the host's copy. Scores are rounded, so that rows and verdicts agree."""
+        unsigned = [value & (2**64 - 1) for value in self.phash.tolist()]
+        scores = [[round(value, 4) for value in each.tolist()] for each in (self.clip_score, self.nsfw_score)]
+        columns = (self.finite.tolist(), self.contrast.tolist(), unsigned, *scores)
+        return [PictureQuality(*each) for each in zip(*columns, strict=True)]
+
 
 @dataclass(frozen=True)
-class Mark:
-    """The marks of one picture."""
+class PictureQuality:
+    """What one picture is judged by."""
 
     finite: bool
     contrast: float
@@ -48,68 +62,82 @@ class Mark:
     nsfw_score: float = math.nan
 
 
-def look(
+@dataclass(frozen=True)
+class Limits:
+    """Beyond which a picture is not good; GenerateConfig says what each means."""
+
+    flat_below: float = 0.0  # nothing is flat
+    duplicate_within: int = -1  # nothing is a duplicate
+    clip_score_below: float | None = None
+    nsfw_above: float | None = None
+
+
+def limits_of(config: GenerateConfig) -> Limits:
+    """With `keep` only what is not finite is not good."""
+    if config.screen == "keep":
+        return Limits()
+    return Limits(config.flat_below, config.duplicate_within, config.clip_score_below, config.nsfw_above)
+
+
+def measure(
     decoded: Tensor,  # [B, 3, h, w] as the VAE leaves it
     pixels: Tensor,  # [B, H, W, 3] uint8
-) -> Marks:
+) -> BatchQuality:
     """What the pictures are judged by. Never waits for the device."""
     finite = decoded.isfinite().flatten(1).all(1)
     red, green, blue = (pixels[..., channel].float() * weight for channel, weight in enumerate(GREY))
     grey = (red + green + blue) / sum(GREY)
     contrast = grey.flatten(1).std(1, correction=0)
     unknown = torch.full_like(contrast, math.nan)
-    return Marks(finite, contrast, _phash(grey), clip_score=unknown, nsfw_score=unknown)
+    return BatchQuality(finite, contrast, _phash(grey), clip_score=unknown, nsfw_score=unknown)
 
 
-def judge(
-    marks: Sequence[Mark],
-    flat_below: float,
-    duplicate_within: int,
-    clip_score_below: float | None = None,
-    nsfw_above: float | None = None,
-) -> list[str]:
-    """Why each picture of one prompt, in the order of their indices, should not be kept; "" if nothing is wrong.
+def faults(quality: PictureQuality | BatchQuality, limits: Limits) -> dict[str, bool | Tensor]:
+    """By reason, whether a picture, or each of a batch, is beyond a limit that needs no other picture.
 
     A clip_score of NaN, that of an empty prompt, is not too low; an nsfw_score of NaN, no answer, is too high.
+    """
+    found = {NON_FINITE: quality.finite ^ True, FLAT: quality.contrast < limits.flat_below}
+    if limits.nsfw_above is not None:
+        found[NSFW] = (quality.nsfw_score <= limits.nsfw_above) ^ True
+    if limits.clip_score_below is not None:
+        found[CLIP_SCORE] = quality.clip_score < limits.clip_score_below
+    return found
+
+
+def are_good(quality: BatchQuality, limits: Limits) -> Tensor:  # [B] bool
+    """Whether the pictures have no such fault. Never waits for the device."""
+    return ~torch.stack([torch.as_tensor(each) for each in faults(quality, limits).values()]).any(0)
+
+
+def judge(pictures: Sequence[PictureQuality], limits: Limits) -> list[str]:
+    """Why each picture of one prompt, in the order of their indices, should not be kept; "" if nothing is wrong.
+
     A duplicate is one whose hash differs in at most duplicate_within bits from that of an earlier picture with which
     nothing is wrong. Later pictures never change the verdict on earlier ones.
     """
     reasons: list[str] = []
     good: list[int] = []
-    for mark in marks:
-        if not mark.finite:
-            reasons.append(NON_FINITE)
-        elif mark.contrast < flat_below:
-            reasons.append(FLAT)
-        elif nsfw_above is not None and not mark.nsfw_score <= nsfw_above:
-            reasons.append(NSFW)
-        elif clip_score_below is not None and mark.clip_score < clip_score_below:
-            reasons.append(CLIP_SCORE)
-        elif any((mark.phash ^ other).bit_count() <= duplicate_within for other in good):
-            reasons.append(DUPLICATE)
-        else:
-            reasons.append("")
-            good.append(mark.phash)
+    for picture in pictures:
+        reason = next((reason for reason, is_so in faults(picture, limits).items() if is_so), "")
+        if not reason and any((picture.phash ^ other).bit_count() <= limits.duplicate_within for other in good):
+            reason = DUPLICATE
+        if not reason:
+            good.append(picture.phash)
+        reasons.append(reason)
     return reasons
 
 
-def split(marks: Marks) -> list[Mark]:
-    """The marks of each picture, from the host's copy. Scores are rounded, so that rows and verdicts agree."""
-    unsigned = [value & (2**64 - 1) for value in marks.phash.tolist()]
-    scores = [[round(value, 4) for value in each.tolist()] for each in (marks.clip_score, marks.nsfw_score)]
-    return [Mark(*each) for each in zip(marks.finite.tolist(), marks.contrast.tolist(), unsigned, *scores, strict=True)]
-
-
-def columns(mark: Mark | None, config: GenerateConfig) -> dict[str, Any]:
-    """What the row of a picture says of its marks; None: the prompt had no picture."""
+def columns(quality: PictureQuality | None, config: GenerateConfig) -> dict[str, Any]:
+    """What the row of a picture says of its quality; None: the prompt had no picture."""
     row: dict[str, Any] = {}
     if config.screen != "keep":
-        row["contrast"] = math.nan if mark is None else round(mark.contrast, 3)
-        row["phash"] = "" if mark is None else f"{mark.phash:016x}"
+        row["contrast"] = math.nan if quality is None else round(quality.contrast, 3)
+        row["phash"] = "" if quality is None else f"{quality.phash:016x}"
     if config.clip_score_model:
-        row["clip_score"] = math.nan if mark is None else mark.clip_score
+        row["clip_score"] = math.nan if quality is None else quality.clip_score
     if config.nsfw_model:
-        row["nsfw_score"] = math.nan if mark is None else mark.nsfw_score
+        row["nsfw_score"] = math.nan if quality is None else quality.nsfw_score
     return row
 
 

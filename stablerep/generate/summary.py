@@ -1,16 +1,72 @@
-"""What a call of generate() did: one line for the person, summary.json for programs."""
+"""What a call of generate() did: the progress line, one line for the person at the end, summary.json for programs."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stablerep import shards
+from stablerep.runlog import Progress
 from stablerep.storage import Folder
 
 NON_FINITE = "non-finite"  # the reasons that leave a picture out whatever the policy
 UNREADABLE = "unreadable prompt"
+
+
+@dataclass
+class RunProgress:
+    """How far a run is, and what became of its pictures, in this call."""
+
+    bar: Progress
+    images_per_prompt: int
+    completed: int  # pictures of blocks that are painted, now or by earlier calls
+    workers: int = 1  # at work now
+    most_workers: int = 1  # that should be
+    waited: float = 0.0  # seconds that painting stood still for encoding and writing, summed over workers
+    kept: int = 0
+    rejected: int = 0
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    @property
+    def wait_share(self) -> float:
+        return self.waited / max(self.seconds * self.most_workers, 1e-9)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of a block of code, in which all workers stand still."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += (time.perf_counter() - since) * self.most_workers
+
+    def add_painted(self, prompts: int) -> None:
+        """Count a block of so many prompts as painted."""
+        self.completed += self.images_per_prompt * prompts
+        self.show()
+
+    def add_written(self, samples: Sequence[shards.Sample]) -> None:
+        """Count what became of the pictures of a block."""
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        kept = sum(bool(picture.data) for picture in pictures)
+        self.kept += kept
+        self.rejected += len(pictures) - kept
+
+    def show(self, painting: int = 0) -> None:
+        """Update the progress line; painting counts the pictures of blocks at work."""
+        workers = f"{self.workers} of {self.most_workers} workers" if self.most_workers > 1 else ""
+        rejected = f"{self.rejected} not kept" if self.rejected else ""
+        waited = f"{self.wait_share:.0%} waiting for writing" if self.wait_share >= 0.01 else ""
+        self.bar.update(self.completed + painting, ", ".join(filter(None, (workers, rejected, waited))))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`stablerep-gen --verify OUT` and `--repair OUT`: whether every picture of a folder is there and whole."""
+"""`stablerep-gen --verify OUT` says which pictures of a folder are missing or damaged; `--repair OUT` mends it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from stablerep import shards
 from stablerep.config import UserError
+from stablerep.generate.config import SWEEP_PREFIX, GenerateConfig
 from stablerep.runlog import progress
 from stablerep.storage import Folder
 
@@ -60,6 +61,12 @@ class Verdict:
         return f"{self.out}: {found}, {len(self.problems)} problems{mend}"
 
 
+def runs_in(out: Folder) -> list[Folder]:
+    """The folders of the runs of a sweep; the folder itself where it holds none."""
+    runs: list[Folder] = sorted((path.parent for path in out.glob(f"{SWEEP_PREFIX}*/dataset.json")), key=str)
+    return runs if runs and not (out / "dataset.json").exists() else [out]
+
+
 def verify(out: Folder, only: set[int] | None = None) -> Verdict:
     """Read every byte of a folder of shards, or of some shards of it, and decode every picture. Changes nothing.
 
@@ -83,6 +90,45 @@ def verify(out: Folder, only: set[int] | None = None) -> Verdict:
             problems += of_shard
             bar.update(count)
     return Verdict(out, len(wanted), images, tuple(problems))
+
+
+def recorded_flags(out: Folder) -> dict[str, Any]:
+    """The fields of the run that began in this folder.
+
+    Raises:
+        UserError: no folder of shards, or one whose dataset.json does not hold them.
+    """
+    if not out.is_dir():
+        raise UserError(f"--repair {out} is no folder; name the --out of a stablerep-gen run")
+    dataset = shards.read_dataset(out)
+    if dataset is None or "flags" not in dataset["run"]:
+        raise UserError(
+            f"--repair {out}: its dataset.json is missing, damaged or of an earlier version; "
+            "run the stablerep-gen command it was made with: that writes it again and paints what is missing"
+        )
+    return dataset["run"]["flags"]
+
+
+def repair(config: GenerateConfig) -> tuple[Verdict, Verdict]:
+    """Verify the folder and paint its damaged and missing shards again: the verdicts before and after.
+
+    A damaged shard stays as it is until its new tar is on the disk, so that a run whose prompts or model have gone
+    loses nothing. Half files that a stopped run left behind are removed.
+
+    Raises:
+        UserError: no shards there, or inputs (prompts, model, flags) that are not those of the run.
+    """
+    if config.dry_run:
+        raise UserError("--repair takes no --dry-run; --verify OUT says what is to be done")
+    out = config.folder
+    before = verify(out)
+    if before.damaged:
+        from stablerep.generate.run import generate  # takes seconds; not needed where nothing is wrong
+
+        generate(config, repaint=before.damaged)
+    for path in out.glob("*.partial"):
+        path.unlink()
+    return before, verify(out) if before.problems else before
 
 
 def _of_the_folder(out: Folder, dataset: dict[str, Any] | None, there: set[int]) -> Iterator[Problem]:
@@ -109,9 +155,9 @@ def _of_a_shard(out: Folder, shard: int, dataset: dict[str, Any] | None) -> tupl
         except OSError as error:
             what = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
             return 0, [Problem(f"{name}{ending}", what, shard)]
-    told_json, table, tar = data.values()
+    stats_json, table, tar = data.values()
     try:
-        told = json.loads(told_json)
+        stats = json.loads(stats_json)
     except ValueError as error:
         return 0, [Problem(f"{name}_stats.json", f"cannot be read ({error})", shard)]
     try:
@@ -121,11 +167,11 @@ def _of_a_shard(out: Folder, shard: int, dataset: dict[str, Any] | None) -> tupl
     try:
         pictures = [(row, _of_a_picture(tar, row)) for row in rows if row["size"]]
         found = [
-            *((".parquet", what) for what in _of_the_bytes(table, told["parquet_sha256"])),
-            *((".tar", what) for what in _of_the_bytes(tar, told["tar_sha256"], told["tar_bytes"])),
+            *((".parquet", what) for what in _of_the_bytes(table, stats["parquet_sha256"])),
+            *((".tar", what) for what in _of_the_bytes(tar, stats["tar_sha256"], stats["tar_bytes"])),
             *((".tar", what) for what in _named(pictures)),
             *((".tar", what) for what in _of_the_members(tar, rows)),
-            *(("_stats.json", what) for what in _of_the_counts(rows, told, shard, dataset)),
+            *(("_stats.json", what) for what in _of_the_counts(rows, stats, shard, dataset)),
         ]
     except (KeyError, TypeError) as error:
         return 0, [Problem(name, f"its stats or rows lack something ({type(error).__name__}: {error})", shard)]
@@ -166,15 +212,15 @@ def _named(pictures: list[tuple[dict[str, Any], str]]) -> Iterator[str]:
 def _of_the_members(tar: bytes, rows: list[dict[str, Any]]) -> Iterator[str]:
     """Whether WebDataset readers, which go by the names in the tar, find what the rows point at."""
     due = Counter((f"{row['prompt_id']:09}.{row['index']}", row["offset"], row["size"]) for row in rows if row["size"])
-    due_about = {f"{row['prompt_id']:09}": row["prompt"] for row in rows if row["size"]}
+    due_texts = {f"{row['prompt_id']:09}": row["prompt"] for row in rows if row["size"]}
     found: Counter[tuple[str, int, int]] = Counter()
-    about = {}
+    texts = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
             for member in opened:
                 stem, _, ending = member.name.rpartition(".")
                 if ending == "json":
-                    about[stem] = json.loads(tar[member.offset_data : member.offset_data + member.size]).get("prompt")
+                    texts[stem] = json.loads(tar[member.offset_data : member.offset_data + member.size]).get("prompt")
                 else:
                     found[stem, member.offset_data, member.size] += 1
     except (tarfile.TarError, ValueError) as error:
@@ -183,20 +229,20 @@ def _of_the_members(tar: bytes, rows: list[dict[str, Any]]) -> Iterator[str]:
     if found != due:
         odd = min((found - due) + (due - found))[0]
         yield f"its members are not those of the rows, first at {odd}"
-    elif about != due_about:
+    elif texts != due_texts:
         yield "its prompts are not those of the rows"
 
 
 def _of_the_counts(
-    rows: list[dict[str, Any]], told: dict[str, Any], shard: int, dataset: dict[str, Any] | None
+    rows: list[dict[str, Any]], stats: dict[str, Any], shard: int, dataset: dict[str, Any] | None
 ) -> Iterator[str]:
     """Whether each prompt that belongs here has its K pictures, or as many rows that say why it has not."""
-    if told["images"] != (kept := sum(row["kept"] for row in rows)):
-        yield f"{told['images']} images expected, {kept} kept in the rows"
+    if stats["images"] != (kept := sum(row["kept"] for row in rows)):
+        yield f"{stats['images']} images expected, {kept} kept in the rows"
     if dataset is None:
         return
-    if told["run"] != dataset["hash"]:
-        yield f"of another run ({told['run']}) than dataset.json ({dataset['hash']})"
+    if stats["run"] != dataset["hash"]:
+        yield f"of another run ({stats['run']}) than dataset.json ({dataset['hash']})"
         return
     config, k = dataset["config"], dataset["config"]["num_images_per_prompt"]
     kept_of, rows_of = Counter(row["prompt_id"] for row in rows if row["kept"]), Counter(r["prompt_id"] for r in rows)

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from stablerep.engines.select import open_engine
 from stablerep.engines.store import Store
-from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.paint import paint_shard
+from stablerep.generate.painter import BatchSize, Painter, paint_shard
 from stablerep.generate.pipeline import open_pipeline
-from stablerep.generate.schedule import make_schedule
+from stablerep.generate.schedulers import make_schedule
 from stablerep.prompts import Prompt
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from stablerep.engines.torch import TorchEngine
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.pipeline import open_pipeline
 from tests.generate import tiny_models
-from tests.generate.test_models import NAMES, paint
+from tests.generate.test_pipeline import NAMES, paint
 
 CPU = torch.device("cpu")
 needs_onnx = pytest.mark.skipif(

@@ -24,7 +24,7 @@ from stablerep.engines.select import open_engine
 from stablerep.engines.store import Store, Verification
 from stablerep.engines.torch import TorchEngine
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.schedule import make_schedule
+from stablerep.generate.schedulers import make_schedule
 from tests.generate.sampling import sample
 
 CPU = torch.device("cpu")

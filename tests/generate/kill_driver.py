@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from stablerep.generate import job, work
+from stablerep.generate import run, worker
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.pipeline import open_pipeline
 
@@ -49,7 +49,7 @@ def fork_painter(fields: dict[str, Any], out: Path, die_at: int | None = None) -
         sys.addaudithook(count)
     status = 1
     try:
-        job.generate(GenerateConfig(**fields, out=out))
+        run.generate(GenerateConfig(**fields, out=out))
         status = 0
     finally:
         os._exit(status)
@@ -95,7 +95,7 @@ def main(mode: str, fields: dict[str, Any], times: int, seed: int) -> None:
     out = Path(fields.pop("out"))
     fields["prompts"] = Path(fields["prompts"])
     pipeline = open_pipeline("default", torch.device("cpu"))
-    work.open_pipeline = lambda *_, **__: pipeline  # type: ignore[assignment]
+    worker.open_pipeline = lambda *_, **__: pipeline  # type: ignore[assignment]
     folders, killed = kill_at_random(fields, out, times, seed) if mode == "random" else kill_at_each_step(fields, out)
     for folder in folders:
         if wait(fork_painter(fields, folder)):

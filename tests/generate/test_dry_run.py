@@ -17,14 +17,14 @@ FEW = {"num_images_per_prompt": 4, "num_inference_steps": 2, "prompts_per_shard"
 
 def test_the_estimate_is_near_what_the_run_makes(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = estimate(GenerateConfig(prompts=prompts, out=out, dry_run=True, usd_per_hour=3.0, **FEW))
+    estimated = estimate(GenerateConfig(prompts=prompts, out=out, dry_run=True, usd_per_hour=3.0, **FEW))
     assert not out.exists()
-    assert (told.prompts, told.images, told.images_there, told.sampled) == (4, 16, 0, 8)
+    assert (estimated.prompts, estimated.images, estimated.images_there, estimated.sampled) == (4, 16, 0, 8)
     stablerep.generate(prompts=prompts, out=out, **FEW)
     made = sum(path.stat().st_size for path in out.glob("*.tar"))
     padding = 2 * 10240  # each tar ends on a multiple of that
-    assert 0.8 * told.bytes <= made <= 1.2 * told.bytes + padding
-    assert told.hours == pytest.approx(16 / told.images_per_second / 3600)
+    assert 0.8 * estimated.bytes <= made <= 1.2 * estimated.bytes + padding
+    assert estimated.hours == pytest.approx(16 / estimated.images_per_second / 3600)
 
 
 def test_what_is_there_already_is_not_counted_again(prompts: Path, tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_what_is_there_already_is_not_counted_again(prompts: Path, tmp_path: Pat
     stablerep.generate(prompts=prompts, out=out, **FEW)
     (out / "000001_stats.json").unlink()
     before = {path: path.read_bytes() for path in out.iterdir()}
-    told = estimate(GenerateConfig(prompts=prompts, out=out, dry_run=True, **FEW))
-    assert (told.images, told.images_there) == (16, 8)
+    estimated = estimate(GenerateConfig(prompts=prompts, out=out, dry_run=True, **FEW))
+    assert (estimated.images, estimated.images_there) == (16, 8)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     with pytest.raises(UserError, match="--seed is 0, not 1"):
         estimate(GenerateConfig(prompts=prompts, out=out, dry_run=True, seed=1, **FEW))
@@ -58,12 +58,12 @@ def test_as_a_user_reads_it(prompts: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_large_numbers() -> None:
-    told = Estimate(
+    estimated = Estimate(
         prompts=10_000_000, images=40_000_000, images_there=0, image_bytes=20_000, sampled=64, batch_size=64,
         images_per_second=5.5, device="cuda", usd_per_hour=2.0,
     )  # fmt: skip
-    assert told.hours == pytest.approx(2020.2, abs=0.1)
-    assert "810 GB" in str(told) and "GPU-hours  2,020" in str(told) and "$4,040.40" in str(told)
+    assert estimated.hours == pytest.approx(2020.2, abs=0.1)
+    assert "810 GB" in str(estimated) and "GPU-hours  2,020" in str(estimated) and "$4,040.40" in str(estimated)
 
 
 @pytest.mark.parametrize("changes", [{"usd_per_hour": 1.0}, {"usd_per_hour": -1.0, "dry_run": True}])

@@ -26,8 +26,8 @@ def drive(mode: str, prompts: Path, out: Path, times: int = 0, seed: int = 0, **
     command = [sys.executable, str(DRIVER), mode, fields, str(times), str(seed)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
-    return [Path(folder) for folder in told["folders"]], told["killed"]
+    printed = json.loads(run.stdout)
+    return [Path(folder) for folder in printed["folders"]], printed["killed"]
 
 
 def check(folders: list[Path], prompts: Path, tmp_path: Path, **changes: int) -> None:

@@ -17,12 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import stablerep
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.batch import BatchSize, Painter, encode_prompts, paint_batch
 from stablerep.generate.config import FUSED_SCHEDULERS, GenerateConfig
-from stablerep.generate.diffusers_schedule import open_schedule
 from stablerep.generate.encode import HostEncode, ImageCodec, why_not_on_device
-from stablerep.generate.paint import paint_shard
+from stablerep.generate.painter import BatchSize, Painter, PictureId, encode_prompts, paint_batch, paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
+from stablerep.generate.schedulers import open_schedule
 from stablerep.prompts import Prompt
 from tests.generate.folders import digests
 
@@ -58,18 +57,18 @@ def test_a_graph_has_the_bytes_of_plain_launches(on_cuda: Pipeline, name: str) -
     pictures = [paint_shard(graphed, PROMPTS), paint_shard(graphed, PROMPTS)]
     assert graphed.graphs._graphs, "nothing was captured"
     plain = paint_shard(painter(engine, graphs=False, scheduler=name), PROMPTS)
-    assert str(pictures) == str([plain, plain])  # files, marks (NaN is no score) and verdicts
+    assert str(pictures) == str([plain, plain])  # files, quality (NaN is no score) and verdicts
 
 
 def batches(engine: TorchEngine) -> Callable[[], None]:
     """Launches a batch whose graph is there."""
     made = painter(engine)
-    told = encode_prompts(made, PROMPTS)
+    encoded = encode_prompts(made, PROMPTS)
     stream = torch.cuda.Stream()
 
     def launch() -> None:
         with torch.cuda.stream(stream):
-            paint_batch(made, told, [(row, index) for index in range(2) for row in (0, 1, 2)])
+            paint_batch(made, encoded, [PictureId(row, index) for index in range(2) for row in (0, 1, 2)])
 
     for _ in range(3):  # warm-up, capture, replay
         launch()

@@ -17,11 +17,11 @@ from torch import Tensor
 import stablerep
 from stablerep.config import UserError
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate import batch, online, screen
+from stablerep.generate import online, painter, screen
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.online import open_online, opener
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.screen import Marks
+from stablerep.generate.screen import BatchQuality
 from stablerep.shards import read_pictures
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def test_what_shows_nothing_is_not_good(
     prompts: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, policy: str, flat_is_good: bool
 ) -> None:
     monkeypatch.setattr(online, "open_pipeline", lambda *_: pipeline)
-    monkeypatch.setattr(batch, "open_engine", lambda name, pipeline, *_, **__: Spoiled(pipeline))
+    monkeypatch.setattr(painter, "open_engine", lambda name, pipeline, *_, **__: Spoiled(pipeline))
     _, good = open_online(config(prompts, num_images_per_prompt=3, screen=policy), CPU).paint([0, 3], [0, 0])
     assert good.tolist() == [[False, flat_is_good, True], [True, True, True]]
 
@@ -83,14 +83,14 @@ def test_verdicts_are_those_of_the_shards(prompts: Path) -> None:
     for name in ("clip_score", "nsfw_score"):
         values[name][random.random(300) < 0.2] = np.nan
     scores = {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
-    marks = Marks(finite=torch.arange(300) % 5 > 0, phash=torch.arange(300), **scores)
+    quality = BatchQuality(finite=torch.arange(300) % 5 > 0, phash=torch.arange(300), **scores)
     limits = {"clip_score_model": "m", "clip_score_below": 20.0, "nsfw_model": "n", "nsfw_above": 0.7}
     for each in ({}, limits):
         asked = config(prompts, **each)
-        rules = asked.flat_below, -1, asked.clip_score_below, asked.nsfw_above
-        expected = [not screen.judge([mark], *rules)[0] for mark in screen.split(marks)]
+        limits = screen.limits_of(asked)
+        expected = [not screen.judge([picture], limits)[0] for picture in quality.split()]
         assert 20 < sum(expected) < 280
-        assert online._good(vars(marks), asked).tolist() == expected
+        assert screen.are_good(quality, limits).tolist() == expected
 
 
 def test_rows_without_text_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

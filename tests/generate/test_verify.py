@@ -14,8 +14,7 @@ import pytest
 import stablerep
 from stablerep import cli
 from stablerep.config import UserError
-from stablerep.generate.repair import recorded_flags
-from stablerep.generate.verify import ENDINGS, verify
+from stablerep.generate.verify import ENDINGS, recorded_flags, verify
 
 FEW = {"num_images_per_prompt": 2, "num_inference_steps": 1, "prompts_per_shard": 1, "batch_size": 3, "device": "cpu"}
 

@@ -1,4 +1,4 @@
-"""Painting a batch asks the device nothing; host and device meet in transfer.py alone.
+"""Painting a batch asks the device nothing; host and device meet in cuda.py alone.
 
 On the CPU every tensor is on the host, so what would wait or copy on a GPU is counted where it is called.
 """
@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate import batch
+from stablerep.generate import painter as painter_module
 from stablerep.generate.config import FUSED_SCHEDULERS
-from stablerep.generate.paint import paint_shard
+from stablerep.generate.painter import PictureId, encode_prompts, paint_batch, paint_shard
 from stablerep.generate.pipeline import Pipeline
 from stablerep.prompts import Prompt
-from tests.generate.test_graphed import CallAgain, painter
+from tests.generate.test_cuda import CallAgain, painter
 from tests.waits import Waits
 
-OURS = Path(batch.__file__).parent
+OURS = Path(painter_module.__file__).parent
 PROMPTS = [
     Prompt(0, "a photo of a bag"),
     Prompt(1, "a photo of a coat", guidance_scale=3.0, seed=7, negative_prompt="dark"),
@@ -53,14 +53,14 @@ class Crossings(TorchFunctionMode):
 
 
 def launch(engine: TorchEngine, capture: CallAgain | None, batches: int, **changes) -> tuple[Counter, Counter]:
-    """What batches ask for that are launched and not brought, after a first one that fills the caches."""
+    """What batches ask for that are launched and not downloaded, after a first one that fills the caches."""
     made = painter(engine, capture, **changes)
-    told = batch.encode_prompts(made, PROMPTS)
-    take = [(0, 0), (1, 0), (0, 1), (1, 1)]
-    batch.paint_batch(made, told, take)
+    encoded = encode_prompts(made, PROMPTS)
+    wanted = [PictureId(row, index) for index in range(2) for row in range(2)]
+    paint_batch(made, encoded, wanted)
     with Crossings() as crossed, Waits() as waited:
         for _ in range(batches):
-            batch.paint_batch(made, told, take)
+            paint_batch(made, encoded, wanted)
     return crossed.counts, waited.counts
 
 
@@ -72,7 +72,7 @@ def test_a_batch_is_painted_without_asking(pipeline: Pipeline, name: str, rescal
     assert capture.replayed == 4
     # A batch's numbers go up: rows, ids and indices in one piece; the scales, which differ; the rows of each seed. The
     # noise finds its ids and indices on the device.
-    assert crossed == {("transfer.py", "to"): 4 * (1 + 1 + 2 + 2)}
+    assert crossed == {("cuda.py", "to"): 4 * (1 + 1 + 2 + 2)}
     assert waited.total() == 0, +waited
 
 
@@ -85,18 +85,20 @@ def test_a_question_would_be_seen(pipeline: Pipeline) -> None:
     assert waited.total() == 1
 
 
-def test_pictures_and_marks_come_down_in_the_marked_place(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    brought: list[int] = []
+def test_pictures_and_their_quality_come_down_in_the_marked_place(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloaded: list[int] = []
 
     def counted(tensors: list[Tensor]) -> list[Tensor]:
-        brought.append(len(tensors))
-        return down(tensors)
+        downloaded.append(len(tensors))
+        return download(tensors)
 
-    down = batch.down
-    monkeypatch.setattr(batch, "down", counted)
+    download = painter_module.download
+    monkeypatch.setattr(painter_module, "download", counted)
     made = painter(TorchEngine(pipeline), num_images_per_prompt=8)
     with Crossings() as crossed:
         paint_shard(made, PROMPTS)
-    assert brought == [5] * 4  # the marks of each of four batches; pixels stay where they are on the CPU
-    outside = {key for key in crossed.counts if key[0] not in ("transfer.py", "screen.py", "pipeline.py")}
+    assert downloaded == [5] * 4  # the quality of each of four batches; pixels stay where they are on the CPU
+    outside = {key for key in crossed.counts if key[0] not in ("cuda.py", "screen.py", "pipeline.py")}
     assert not outside, outside  # screen.py reads what came down, pipeline.py brings the tokens up

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from stablerep import shards, storage
-from stablerep.generate.publish import open_writer
+from stablerep.generate.shard_writer import open_writer
 from tests import shelf  # noqa: F401, shelf://
 
 SHARDS = 2

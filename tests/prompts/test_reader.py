@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.origin import hash_prompts
-from stablerep.generate.settings import settings_of
+from stablerep.generate.identity import hash_prompts
 from stablerep.prompts import Prompt, read_prompts
 
 TEXTS = ["a photo of a cat", "", 'a "quoted", dog', "Zürich bei Nacht"]
@@ -104,7 +103,7 @@ def test_a_dash_is_no_negative_prompt_and_an_empty_cell_the_runs(tmp_path: Path,
     prompts = read_prompts(tmp_path / f"p.{ending}")
     assert [prompt.negative_prompt for prompt in prompts] == ["", None, "a - b", ""]
     config = GenerateConfig(prompts=tmp_path / "p", out=tmp_path / "out", negative_prompt="blurry")
-    used = [settings_of(prompt, config).negative_prompt for prompt in prompts]
+    used = [config.settings_of(prompt).negative_prompt for prompt in prompts]
     assert used == ["", "blurry", "a - b", ""]
     assert len({hash_prompts([prompt]) for prompt in prompts[:3]}) == 3
 

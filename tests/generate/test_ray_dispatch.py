@@ -1,4 +1,4 @@
-"""Painting in Ray actors: the same bytes, whoever dies on the way."""
+"""Painting in Ray workers: the same bytes, whoever dies on the way."""
 # ruff: noqa: E402  (without Ray nothing below can be imported)
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ray = pytest.importorskip("ray")
 import stablerep
 from stablerep import cli, shards
 from stablerep.config import UserError
-from stablerep.generate import cluster, dispatch
-from stablerep.generate.actor import About, Actor, Result
+from stablerep.generate import ray_dispatch, ray_workers
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.dispatch import MOST_FAILURES
 from stablerep.generate.dry_run import estimate
+from stablerep.generate.ray_dispatch import MOST_FAILURES
+from stablerep.generate.ray_workers import BlockResult, RayWorker, WorkerInfo
 from stablerep.generate.verify import verify
-from stablerep.generate.work import Block
+from stablerep.generate.worker import Block, RunSpec
 from stablerep.prompts import Prompt
 from tests.generate.folders import digests
 
@@ -40,17 +40,18 @@ FEW = {"num_images_per_prompt": 2, "num_inference_steps": 1, "prompts_per_shard"
 DEADLY, DEADLY_ONCE = "a photo of a fatal bag", "a photo of a bag that is fatal once"
 
 
-class Mortal(Actor):
+class Mortal(RayWorker):
     """Dies, as if killed from outside, of certain prompts; leaves a file for each block that it is given."""
 
-    def paint(self, config: GenerateConfig, guided: bool, block: Block) -> Result:
+    def paint(self, run: RunSpec, block: Block) -> BlockResult:
+        config = run.config
         given = Path(config.prompts).with_name("given") / f"{config.guidance_scale}_{block.shard}"
         again = given.exists()
         given.touch()
         text = block.prompts[0].text
         if text == DEADLY or (text == DEADLY_ONCE and config.guidance_scale == 1 and not again):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().paint(config, guided, block)
+        return super().paint(run, block)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_a_sweep_has_the_bytes_of_a_single_process(
         ahead.append(len(list(given.iterdir())) - len(list((tmp_path / "many").rglob("*_stats.json"))))
         return write(out, *args, **kwargs)
 
-    monkeypatch.setattr(dispatch, "Actor", Mortal)
+    monkeypatch.setattr(ray_dispatch, "RayWorker", Mortal)
     monkeypatch.setattr(shards, "write_shard", slow)
     with caplog.at_level(logging.INFO):
         many = stablerep.generate(out=tmp_path / "many", ray="auto", **fields)
@@ -126,7 +127,7 @@ def test_a_block_that_kills_its_actors_is_left_out(
     flags = [word for name, value in FEW.items() for word in ("--" + name.replace("_", "-"), str(value))]
     argv = ["--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out"), *flags]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(dispatch, "Actor", Mortal)
+        patch.setattr(ray_dispatch, "RayWorker", Mortal)
         cli.gen([*argv, "--ray", "auto"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
@@ -164,48 +165,48 @@ def test_flags_that_contradict(changes: dict, message: str) -> None:
 
 def test_room_in_a_cluster(two_processors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"prompts": Path("p.txt"), "out": Path("o"), "ray": "auto"}
-    plan = cluster.plan_for(GenerateConfig(**base), one_machine=False)
+    plan = ray_workers.plan_for(GenerateConfig(**base), one_machine=False)
     assert (plan.count, plan.device, plan.threads) == (2, "cpu", 1)
     with pytest.raises(UserError, match="--gpus 2: the Ray cluster has 0"):
-        cluster.plan_for(GenerateConfig(**base, gpus=2), one_machine=False)
+        ray_workers.plan_for(GenerateConfig(**base, gpus=2), one_machine=False)
     (tmp_path / "p.txt").write_text("a bag\na boot\n")
     few = FEW | {"prompts": tmp_path / "p.txt", "out": tmp_path / "out", "dry_run": True}
-    told = estimate(GenerateConfig(**few, ray="auto"))
-    assert told.workers == 2 and "\nhours " in str(told) and " on 2 workers" in str(told)
+    estimated = estimate(GenerateConfig(**few, ray="auto"))
+    assert estimated.workers == 2 and "\nhours " in str(estimated) and " on 2 workers" in str(estimated)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     with pytest.raises(UserError, match=r"no machine of the cluster has 3 processors.*OMP_NUM_THREADS=2"):
-        cluster.plan_for(GenerateConfig(**base), one_machine=False)
+        ray_workers.plan_for(GenerateConfig(**base), one_machine=False)
 
 
-def member(*blocks: Block) -> dispatch._Member:
-    return dispatch._Member(None, "worker", About("host", "cpu", "", "", []), list(blocks))
+def handle(*blocks: Block) -> ray_dispatch._WorkerHandle:
+    return ray_dispatch._WorkerHandle(None, "worker", WorkerInfo("host", "cpu", "", "", []), list(blocks))
 
 
 def test_blocks_that_failed_are_tried_alone() -> None:
     blocks = [Block(number, [Prompt(number, "")]) for number in range(9)]
-    todo = dispatch._Todo(blocks[:4])
-    busy = member()
-    busy.blocks += [todo.take(busy), todo.take(busy)]
-    assert busy.blocks == blocks[:2] and todo.take(busy) is None
-    todo.failed(busy.blocks, "killed")
-    assert todo.take(member(blocks[8])) is None, "the next one has failed: not beside another"
-    first, second = todo.take(one := member()), todo.take(other := member())
+    queue = ray_dispatch._BlockQueue(blocks[:4])
+    busy = handle()
+    busy.blocks += [queue.take(busy), queue.take(busy)]
+    assert busy.blocks == blocks[:2] and queue.take(busy) is None
+    queue.failed(busy.blocks, "killed")
+    assert queue.take(handle(blocks[8])) is None, "the next one has failed: not beside another"
+    first, second = queue.take(one := handle()), queue.take(other := handle())
     assert (first, second) == (blocks[0], blocks[1])
     one.blocks, other.blocks = [first], [second]
-    assert todo.take(one) is None
-    todo.done(second)
-    todo.failed([first], "killed")
-    todo.failed([todo.take(member())], "killed")
-    assert todo.left_out == ["shard 0 (prompts 0 to 0: killed)"]
-    assert [todo.take(member()), todo.take(member())] == blocks[2:4] and not todo
+    assert queue.take(one) is None
+    queue.done(second)
+    queue.failed([first], "killed")
+    queue.failed([queue.take(handle())], "killed")
+    assert queue.left_out == ["shard 0 (prompts 0 to 0: killed)"]
+    assert [queue.take(handle()), queue.take(handle())] == blocks[2:4] and not queue
 
 
 def test_when_every_block_fails_it_is_not_the_blocks() -> None:
-    todo = dispatch._Todo([Block(number, [Prompt(number, "")]) for number in range(9)])
+    queue = ray_dispatch._BlockQueue([Block(number, [Prompt(number, "")]) for number in range(9)])
     with pytest.raises(UserError, match="3 blocks in a row ended their workers, the last one: broken"):
-        while block := todo.take(member()):
-            todo.failed([block], "broken")
-    assert len(todo.left_out) == 3
+        while block := queue.take(handle()):
+            queue.failed([block], "broken")
+    assert len(queue.left_out) == 3
 
 
 def descendants(pid: int) -> set[int]:

@@ -1,8 +1,9 @@
-"""Denoising schedules as tables: a step is x0 = a x + b output, then x <- c x + d x0 + e x0_before.
+"""From the name of a scheduler and the model's scheduler config to a schedule that denoises.
 
 DDIM (eta 0, Song et al. 2021), DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) and Euler (Karras et al. 2022) are all
-linear in what they know, so five numbers a step, made before the loop, are the whole solver (`ops.guided_step`).
-diffusers' schedulers give timesteps and noise levels, and are the oracle of the tests.
+linear in what they know, so five numbers a step, made before the loop, are the whole solver (`denoise.FusedSchedule`).
+diffusers' schedulers give timesteps and noise levels, and are the oracle of the tests. What no such table can express
+runs through diffusers' own objects (`denoise.DiffusersSchedule`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from stablerep.config import UserError
+from stablerep.generate.config import FUSED_SCHEDULERS
+from stablerep.generate.denoise import DiffusersSchedule, FusedSchedule, Schedule
 
 Level = tuple[float, float]  # alpha, sigma: signal and noise in x = alpha x0 + sigma noise
 Row = tuple[float, float, float]  # c, d, e
@@ -22,16 +26,67 @@ Row = tuple[float, float, float]  # c, d, e
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # What is not linear in x and output, or needs another output than a picture's latents.
 UNSUPPORTED = {"clip_sample": True, "thresholding": True, "use_flow_sigmas": True}
+# Name -> class, and what we change in the model's scheduler config. Left out: those that draw from a generator of
+# their own (dpmsolver_sde's Brownian tree) and those of other kinds of models (flow matching, EDM).
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("DDPMScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho"}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpm2_ancestral": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpmsolver_singlestep": (
+        "DPMSolverSinglestepScheduler",
+        {"algorithm_type": "dpmsolver++", "lower_order_final": True},
+    ),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "sde-dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
+    "tcd": ("TCDScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+# Where the model's config is silent. diffusers' own defaults are for pixels: x0 clipped to -1..1, and Runge-Kutta
+# steps before the linear ones of PNDM, which Stable Diffusion leaves out (PLMS).
+LATENT_DEFAULTS = {"ddpm": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """S steps, on the device of the latents: the loop needs no number from the host."""
+def open_schedule(name: str, scheduler_config: dict[str, Any], steps: int, device: torch.device) -> Schedule:
+    """The fused table of a scheduler that has one, else diffusers' scheduler object.
 
-    timesteps: Tensor  # [S] float32, what the UNet is told; whole numbers but for euler
-    table: Tensor  # [S, 5] float32: a, b, c, d, e
-    steps: Tensor  # [S] int64: 0 .. S-1
-    init_scale: float = 1.0  # of the noise that the first step starts from
+    Raises:
+        UserError: the model's scheduler config or this number of steps does not go with it.
+    """
+    if name in FUSED_SCHEDULERS:
+        return make_schedule(name, scheduler_config, steps, device)
+    kind, changes = KINDS[name]
+    _check_steps(scheduler_config, steps)
+    try:
+        scheduler = getattr(diffusers, kind).from_config(LATENT_DEFAULTS.get(name, {}) | scheduler_config | changes)
+        scheduler.set_timesteps(steps)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # as pipelines do; else a step looks its number up, which waits for the device
+        schedule = DiffusersSchedule(
+            timesteps=scheduler.timesteps.to(device, torch.float32),
+            init_scale=float(scheduler.init_noise_sigma),
+            template=scheduler,
+        )
+        end = _rehearse(schedule)
+    except (ValueError, NotImplementedError, ImportError, IndexError) as error:  # its own words name the field
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--scheduler {name} cannot take the model's scheduler config in {steps} steps: {reason}"
+        ) from error
+    if not end.isfinite().all():
+        raise UserError(f"--scheduler {name} divides by zero in {steps} steps; take another --num-inference-steps")
+    return schedule
+
+
+def _rehearse(schedule: DiffusersSchedule) -> Tensor:
+    """One picture of two by two, on the CPU: what a scheduler refuses it refuses in step(), after minutes of work."""
+    on_cpu = DiffusersSchedule(schedule.timesteps.cpu(), schedule.init_scale, schedule.template)
+    noise = torch.linspace(-1, 1, 4).reshape(1, 1, 2, 2)
+    return on_cpu.integrate(lambda latents, _: latents / 2, noise * schedule.init_scale, lambda _: noise)
 
 
 @dataclass(frozen=True)
@@ -42,15 +97,13 @@ class _Solver:
     init_scale: float = 1.0
 
 
-def make_schedule(name: str, scheduler_config: dict[str, Any], steps: int, device: torch.device) -> Schedule:
+def make_schedule(name: str, scheduler_config: dict[str, Any], steps: int, device: torch.device) -> FusedSchedule:
     """Build the table of `ddim`, `dpmsolver++` or `euler` for a pipeline's scheduler config.
 
     Raises:
         UserError: a scheduler config that no such table can express, or more steps than the model has.
     """
-    trained = scheduler_config.get("num_train_timesteps", 1000)
-    if steps > trained:
-        raise UserError(f"--num-inference-steps {steps} is more than the {trained} the model was trained with")
+    _check_steps(scheduler_config, steps)
     kind = scheduler_config.get("prediction_type", "epsilon")
     if kind not in PREDICTION_TYPES:
         raise UserError(f"--model predicts {kind!r}; only {', '.join(PREDICTION_TYPES)} are supported")
@@ -69,12 +122,18 @@ def make_schedule(name: str, scheduler_config: dict[str, Any], steps: int, devic
         "sample": lambda alpha, sigma: (0.0, 1.0),
     }[kind]
     table = [(*x0_of(*level), *row) for level, row in zip(solver.levels, solver.rows, strict=True)]
-    return Schedule(
+    return FusedSchedule(
         timesteps=solver.timesteps.to(device, torch.float32),
         table=torch.tensor(table, dtype=torch.float64).to(device, torch.float32),
         steps=torch.arange(steps, device=device),
         init_scale=solver.init_scale,
     )
+
+
+def _check_steps(scheduler_config: dict[str, Any], steps: int) -> None:
+    trained = scheduler_config.get("num_train_timesteps", 1000)
+    if steps > trained:
+        raise UserError(f"--num-inference-steps {steps} is more than the {trained} the model was trained with")
 
 
 def _first_order(at: Level, after: Level) -> Row:

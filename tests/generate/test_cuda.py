@@ -1,10 +1,15 @@
-"""What is captured, when, and that a graph changes no byte. Capturing itself needs a GPU (test_on_cuda.py); here
-`call_again` stands in for it: the same static memory, and each replay calls again."""
+"""What is captured, when, and that a graph changes no byte; that painting goes on while what was painted is encoded.
+
+Capturing itself needs a GPU (test_on_cuda.py); here `CallAgain` stands in for it: the same static memory, and each
+replay calls again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,15 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stablerep.engines import onnx
 from stablerep.engines.select import CompiledEngine
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.batch import BatchSize, Painter
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.diffusers_schedule import open_schedule
-from stablerep.generate.graphed import MOST_GRAPHS, Captured, Graphs, why_not
-from stablerep.generate.paint import Painted, paint_shard
+from stablerep.generate.cuda import MOST_GRAPHS, CapturedGraph, GraphCache, StreamOverlap
+from stablerep.generate.painter import BatchSize, PaintedPicture, Painter, paint_shard
 from stablerep.generate.pipeline import Pipeline
+from stablerep.generate.schedulers import open_schedule
 from stablerep.prompts import Prompt
 
 CPU = torch.device("cpu")
@@ -33,24 +36,35 @@ PROMPTS = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The least that a graph takes and gives."""
+
+    x: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [self.x]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(function(self.x))
+
+
 class CallAgain:
     """Captures that count themselves."""
 
     def __init__(self) -> None:
         self.captured = self.replayed = 0
 
-    def __call__(self, call, inputs: dict[str, Tensor]) -> Captured:
+    def __call__(self, call, inputs) -> CapturedGraph:
         self.captured += 1
-        outputs = {
-            name: torch.full_like(value, 0) for name, value in call(inputs).items()
-        }  # a capture computes nothing
+        outputs = call(inputs).map(torch.zeros_like)  # a capture computes nothing
 
         def replay() -> None:
             self.replayed += 1
-            for name, value in call(inputs).items():
-                outputs[name].copy_(value)
+            for static, value in zip(outputs.tensors(), call(inputs).tensors(), strict=True):
+                static.copy_(value)
 
-        return Captured(inputs, outputs, replay)
+        return CapturedGraph(inputs, outputs, replay)
 
 
 def painter(engine, capture=None, batch_size: int = 4, prompts: list[Prompt] = PROMPTS, **changes) -> Painter:
@@ -59,13 +73,15 @@ def painter(engine, capture=None, batch_size: int = 4, prompts: list[Prompt] = P
     schedule = open_schedule(config.scheduler, engine.pipeline.scheduler_config, config.num_inference_steps, CPU)
     made = Painter(engine.pipeline, engine, schedule, config, BatchSize(batch_size))
     if capture is not None:
-        vars(made)["graphs"] = Graphs(engine, why_not(engine, schedule), capture)
+        vars(made)["graphs"] = GraphCache(engine, made.why_not_capturable, capture)
     return made
 
 
-def same(one: list[list[Painted]], other: list[list[Painted]]) -> bool:
+def same(one: list[list[PaintedPicture]], other: list[list[PaintedPicture]]) -> bool:
     pairs = [(a, b) for mine, yours in zip(one, other, strict=True) for a, b in zip(mine, yours, strict=True)]
-    return all(str(a.mark) == str(b.mark) and torch.equal(a.pixels, b.pixels) for a, b in pairs)  # NaN is no score
+    return all(
+        str(a.quality) == str(b.quality) and torch.equal(a.pixels, b.pixels) for a, b in pairs
+    )  # NaN is no score
 
 
 def test_replays_have_the_bytes_of_plain_calls(pipeline: Pipeline) -> None:
@@ -146,13 +162,13 @@ def test_a_capture_that_fails_is_said_once_and_painting_goes_on(
     assert all(same(each, plain) for each in pictures)
 
 
-class Uncapturable(TorchEngine):
-    why_not_capturable = onnx.Runner.why_not_capturable
+class KeepsItsOwnOrder(TorchEngine):
+    why_not_capturable = "ONNX Runtime keeps the order of its stream itself"
 
 
 @pytest.mark.parametrize(("engine", "scheduler", "reason"), [
     (TorchEngine, "euler_ancestral", "diffusers' own scheduler objects"),
-    (Uncapturable, "ddim", "ONNX Runtime keeps"),
+    (KeepsItsOwnOrder, "ddim", "ONNX Runtime keeps"),
 ])  # fmt: skip
 def test_what_cannot_be_captured_is_known_before(
     pipeline: Pipeline, engine: type[TorchEngine], scheduler: str, reason: str, caplog: pytest.LogCaptureFixture
@@ -180,9 +196,9 @@ def test_a_compiled_engine_is_captured_with_memory_of_its_own_that_has_run_in_th
         def with_own_context(self) -> Run:
             return Run("own")
 
-    graphs = Graphs(CompiledEngine("trt", Run("shared"), Run("shared"), torch.float32), None, CallAgain())
+    graphs = GraphCache(CompiledEngine("trt", Run("shared"), Run("shared"), torch.float32), None, CallAgain())
     for _ in range(2):
-        graphs(lambda engine, inputs: {"y": engine.decode(inputs["x"])}, {"x": torch.zeros(2)})
+        graphs(lambda engine, inputs: Batch(engine.decode(inputs.x)), Batch(torch.zeros(2)))
     assert ran == ["shared", "own", "own", "own"]  # warm-up, its own warm-up, capture, replay
 
 
@@ -194,22 +210,48 @@ def test_every_order_of_batches(batches: list[tuple[int, bool, int]]) -> None:
     captures: list[tuple[int, bool]] = []
     before: tuple[int, bool] | None = None
 
-    def capture(call, inputs: dict[str, Tensor]) -> Captured:
+    def capture(call, inputs: Batch) -> CapturedGraph:
         captures.append(before)
         return CallAgain()(call, inputs)
 
     engine = SimpleNamespace(with_own_context=lambda: engine)
-    graphs = Graphs(engine, None, capture)
+    graphs = GraphCache(engine, None, capture)
     results = []
     for size, guided, value in batches:
         count = len(captures)
 
-        def call(engine, inputs: dict[str, Tensor], guided: bool = guided) -> dict[str, Tensor]:
-            return {"y": inputs["x"] * (2 if guided else 3)}
+        def call(engine, inputs: Batch, guided: bool = guided) -> Batch:
+            return Batch(inputs.x * (2 if guided else 3))
 
-        results.append((graphs(call, {"x": torch.full((size,), value)}, key=guided)["y"], size, value, guided))
+        results.append((graphs(call, Batch(torch.full((size,), value)), key=guided).x, size, value, guided))
         assert len(captures) == count or captures[-1] == (size, guided)
         assert len(graphs._graphs) <= MOST_GRAPHS
         before = (size, guided)
     for y, size, value, guided in results:
         assert y.tolist() == [value * (2 if guided else 3)] * size
+
+
+def test_a_batch_is_launched_before_the_one_before_it_is_there() -> None:
+    release, order = threading.Event(), []
+
+    def download(outputs: Batch) -> int:
+        assert release.wait(10)
+        order.append(f"downloaded {int(outputs.x)}")
+        return int(outputs.x)
+
+    overlap = StreamOverlap(CPU, download)
+    waiting = []
+    for number in range(2):
+        waiting.append(overlap.submit(lambda number=number: Batch(torch.tensor(number))))
+        order.append(f"launched {number}")
+    release.set()
+    assert [each.result(10) for each in waiting] == [0, 1]
+    assert order == ["launched 0", "launched 1", "downloaded 0", "downloaded 1"]
+
+
+def test_what_fails_while_downloading_surfaces_where_it_is_waited_for() -> None:
+    def download(outputs: Batch) -> None:
+        raise RuntimeError("nvImageCodec could not encode a picture")
+
+    with pytest.raises(RuntimeError, match="could not encode"):
+        StreamOverlap(CPU, download).submit(lambda: Batch(torch.zeros(1))).result(10)

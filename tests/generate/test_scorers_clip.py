@@ -20,11 +20,10 @@ from transformers.models.siglip.image_processing_siglip import SiglipImageProces
 import stablerep
 from stablerep import cli
 from stablerep.config import UserError
-from stablerep.generate.clip_score import ClipScore, open_clip_score
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.repair import repair
-from stablerep.generate.screen import Mark, judge
-from stablerep.generate.verify import verify
+from stablerep.generate.scorers import ClipScore, open_clip_score
+from stablerep.generate.screen import Limits, PictureQuality, judge
+from stablerep.generate.verify import repair, verify
 from tests.generate.tiny_scorers import save_classifier, save_clip
 
 CPU = torch.device("cpu")
@@ -57,10 +56,10 @@ def oracle(folder: Path, images: list[Image.Image], texts: list[str], processor)
     for image, text in zip(images, texts, strict=True):
         # SigLIP is documented with padding to the full length and no mask, CLIP with neither padding nor length.
         padding = "max_length" if model.config.model_type == "siglip" else False
-        told = tokenizer(text, padding=padding, truncation=True, max_length=24, return_tensors="pt")
-        mask = None if padding else told.attention_mask
+        tokens = tokenizer(text, padding=padding, truncation=True, max_length=24, return_tensors="pt")
+        mask = None if padding else tokens.attention_mask
         with torch.inference_mode():
-            of_text = model.get_text_features(input_ids=told.input_ids, attention_mask=mask).pooler_output
+            of_text = model.get_text_features(input_ids=tokens.input_ids, attention_mask=mask).pooler_output
             of_image = model.get_image_features(**processor(images=image, return_tensors="pt")).pooler_output
         scores.append(100 * torch.nn.functional.cosine_similarity(of_image, of_text).item())
     return torch.tensor(scores)
@@ -84,7 +83,7 @@ def test_pil_resizes_within_a_grey_level(clip: ClipScore, clip_folder: Path) -> 
     images = pictures(6, 97, 61)
     pil = CLIPImageProcessorPil.from_pretrained(clip_folder)(images=images, return_tensors="pt")["pixel_values"]
     deviation = torch.tensor(CLIPImageProcessor.image_std).reshape(3, 1, 1)
-    levels = (clip.prepare(stacked(images)) - pil) * deviation * 255
+    levels = (clip.preprocess(stacked(images)) - pil) * deviation * 255
     assert levels.abs().max() < 1.01
     assert levels.abs().mean() < 0.1
 
@@ -99,7 +98,7 @@ def test_a_score_does_not_depend_on_the_batch(clip: ClipScore) -> None:
 def test_nothing_waits_for_the_device(clip: ClipScore) -> None:
     """A meta tensor has no numbers: whatever asks for one, to branch or to copy it to the host, raises."""
     on_meta = ClipScore(
-        open_clip_score(clip.tokenizer.name_or_path, CPU).model.to("meta"), clip.prepare, clip.tokenizer
+        open_clip_score(clip.tokenizer.name_or_path, CPU).model.to("meta"), clip.preprocess, clip.tokenizer
     )
     scores = on_meta(stacked(pictures(5, 48, 64)).to("meta"), TEXTS)
     assert (scores.device.type, scores.shape, scores.dtype) == ("meta", (5,), torch.float32)
@@ -107,12 +106,13 @@ def test_nothing_waits_for_the_device(clip: ClipScore) -> None:
 
 def test_the_verdict() -> None:
     nan = float("nan")
-    marks = [Mark(True, 50.0, 255 << (8 * number), score) for number, score in enumerate((30.0, 19.9, 20.0, nan))]
-    assert judge(marks, 4.0, 2, clip_score_below=20.0) == ["", "clip score", "", ""]
-    assert judge(marks, 4.0, 2) == ["", "", "", ""]
+    scores = (30.0, 19.9, 20.0, nan)
+    pictures = [PictureQuality(True, 50.0, 255 << (8 * number), score) for number, score in enumerate(scores)]
+    assert judge(pictures, Limits(4.0, 2, clip_score_below=20.0)) == ["", "clip score", "", ""]
+    assert judge(pictures, Limits(4.0, 2)) == ["", "", "", ""]
     # What scores too low is no original that others could be duplicates of.
-    twins = [Mark(True, 50.0, 0, 10.0), Mark(True, 50.0, 0, 30.0), Mark(True, 50.0, 0, 30.0)]
-    assert judge(twins, 4.0, 2, clip_score_below=20.0) == ["clip score", "", "duplicate"]
+    twins = [PictureQuality(True, 50.0, 0, score) for score in (10.0, 30.0, 30.0)]
+    assert judge(twins, Limits(4.0, 2, clip_score_below=20.0)) == ["clip score", "", "duplicate"]
 
 
 FEW = {"num_images_per_prompt": 3, "num_inference_steps": 2, "prompts_per_shard": 2, "batch_size": 4, "device": "cpu"}

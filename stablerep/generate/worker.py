@@ -1,24 +1,22 @@
-"""What is done to a block of prompts, alike in a single process and in each of many: paint it, encode it."""
+"""A worker paints and encodes blocks of prompts, alike in a single process and in each of many."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from stablerep import shards
 from stablerep.engines.module import DTYPES
 from stablerep.generate import screen
-from stablerep.generate.batch import open_painter
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.encode import as_file, decide_encoder
-from stablerep.generate.paint import Painted, paint_shard
+from stablerep.generate.encode import decide_encoder, to_file
+from stablerep.generate.painter import PaintedPicture, open_painter, paint_shard
 from stablerep.generate.pipeline import open_pipeline
-from stablerep.generate.settings import settings_of
-from stablerep.generate.tally import Tally
+from stablerep.generate.summary import RunProgress
 from stablerep.prompts import Prompt
 
 
@@ -30,14 +28,23 @@ class Block:
     prompts: Sequence[Prompt]
 
 
-class Choice(NamedTuple):
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of a sweep, or the only one."""
+
+    config: GenerateConfig  # with one guidance scale
+    guided: bool  # any of its prompts
+
+
+@dataclass(frozen=True)
+class Backends:
     """What a worker runs, where a run leaves it to `auto`."""
 
     engine: str
     jpeg_encoder: str
 
 
-Write = Callable[[Block, list[shards.Sample]], None]
+WriteBlock = Callable[[Block, list[shards.Sample]], None]
 
 
 class Worker:
@@ -47,23 +54,23 @@ class Worker:
         self.device = device
         self.pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
 
-    def begin(self, config: GenerateConfig, guided: bool) -> Choice:
-        """Get ready for a run with one guidance scale.
+    def begin(self, run: RunSpec) -> Backends:
+        """Get ready for a run.
 
         Raises:
             UserError: --engine, --scheduler or --jpeg-encoder cannot run here.
         """
-        config = decide_encoder(config, self.device)
-        self.painter = open_painter(config, self.pipeline, self.device, guided=guided)
-        return Choice(self.painter.engine.name, config.jpeg_encoder)
+        config = decide_encoder(run.config, self.device)
+        self.painter = open_painter(config, self.pipeline, self.device, guided=run.guided)
+        return Backends(self.painter.engine.name, config.jpeg_encoder)
 
-    def paint(self, block: Block, told: Callable[[int], None]) -> list[list[Painted]]:
-        """The pictures of each prompt; told hears after each batch how many were painted, of those that are due."""
+    def paint(self, block: Block, on_progress: Callable[[int], None]) -> list[list[PaintedPicture]]:
+        """The pictures of each prompt; on_progress gets after each batch how many were painted, of those due."""
         due = self.painter.config.num_images_per_prompt * len(block.prompts)
         # New pictures in the place of those that were not kept bring the end no nearer.
-        return paint_shard(self.painter, block.prompts, lambda painted: told(min(painted, due)))
+        return paint_shard(self.painter, block.prompts, lambda painted: on_progress(min(painted, due)))
 
-    def encode(self, block: Block, pictures: Sequence[Sequence[Painted]]) -> list[shards.Sample]:
+    def encode(self, block: Block, pictures: Sequence[Sequence[PaintedPicture]]) -> list[shards.Sample]:
         """The samples of a shard. May run beside paint."""
         config = self.painter.config
         row: dict[str, Any] = {
@@ -75,14 +82,14 @@ class Worker:
         }
         samples = []
         for prompt, of_prompt in zip(block.prompts, pictures, strict=True):
-            own = asdict(settings_of(prompt, config))
+            settings = asdict(config.settings_of(prompt))
             samples.append(
                 shards.Sample(
                     prompt_id=prompt.id,
                     prompt=prompt.text,
                     ending=config.image_format,
-                    pictures=[_picture(picture, own | row, config) for picture in of_prompt],
-                    settings=own,
+                    pictures=[_shard_picture(picture, settings | row, config) for picture in of_prompt],
+                    settings=settings,
                 )
             )
         return samples
@@ -96,8 +103,19 @@ class Worker:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
 
-class Crew(Protocol):
-    """Who paints: this process alone, or dispatch.Dispatcher."""
+def _shard_picture(picture: PaintedPicture, row: dict[str, Any], config: GenerateConfig) -> shards.Picture:
+    file = None if picture.pixels is None else to_file(picture.pixels, config.image_format)
+    row = row | {
+        "width": 0 if file is None else file.width,
+        "height": 0 if file is None else file.height,
+        "reason": picture.reason,
+    }
+    row |= screen.columns(picture.quality, config)
+    return shards.Picture(picture.index, b"" if file is None else file.data, row)
+
+
+class WorkerPool(Protocol):
+    """The workers of a call: LocalPool, or ray_dispatch.RayPool."""
 
     @property
     def weights_hash(self) -> str: ...
@@ -109,53 +127,54 @@ class Crew(Protocol):
     def batch_size(self) -> int:
         """The largest that has fitted everywhere."""
 
-    def begin(self, config: GenerateConfig, guided: bool) -> Choice:
+    def begin(self, run: RunSpec) -> Backends:
         """As Worker.begin."""
 
-    def paint(self, blocks: Iterable[Block], write: Write, tally: Tally) -> None:
+    def paint(self, blocks: Iterable[Block], write: WriteBlock, progress: RunProgress) -> None:
         """Paint, encode and write every block. Only one block at a time is written, in this process."""
 
     def count_cut(self, texts: Sequence[str]) -> int:
         """As Worker.count_cut."""
 
 
-class Alone:
+class LocalPool:
     """One worker, in this process."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self.begin, self.count_cut = worker.begin, worker.count_cut
-        self.weights_hash, self.device_name = worker.pipeline.weights_hash, worker.device_name
+
+    @property
+    def weights_hash(self) -> str:
+        return self._worker.pipeline.weights_hash
+
+    @property
+    def device_name(self) -> str:
+        return self._worker.device_name
 
     @property
     def batch_size(self) -> int:
         return self._worker.painter.batch_size.value
 
-    def paint(self, blocks: Iterable[Block], write: Write, tally: Tally) -> None:
-        def finish(block: Block, pictures: Sequence[Sequence[Painted]]) -> None:
-            write(block, self._worker.encode(block, pictures))
+    def begin(self, run: RunSpec) -> Backends:
+        return self._worker.begin(run)
 
+    def paint(self, blocks: Iterable[Block], write: WriteBlock, progress: RunProgress) -> None:
         # One thread encodes and writes a block while the next is painted; more than one would only pile up memory.
         with ThreadPoolExecutor(1) as writer:
             writing = None
             for block in blocks:
-                pictures = self._worker.paint(block, tally.show)
-                tally.painted(len(block.prompts))
-                with tally.waiting():
+                pictures = self._worker.paint(block, progress.show)
+                progress.add_painted(len(block.prompts))
+                with progress.waiting():
                     if writing is not None:
                         writing.result()  # what stopped it, a full disk for instance, surfaces before more work is done
-                writing = writer.submit(finish, block, pictures)
-            with tally.waiting():
+                writing = writer.submit(self._encode_and_write, block, pictures, write)
+            with progress.waiting():
                 if writing is not None:
                     writing.result()
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        return self._worker.count_cut(texts)
 
-def _picture(painted: Painted, row: dict[str, Any], config: GenerateConfig) -> shards.Picture:
-    file, mark = None if painted.pixels is None else as_file(painted.pixels, config.image_format), painted.mark
-    row = row | {
-        "width": 0 if file is None else file.width,
-        "height": 0 if file is None else file.height,
-        "reason": painted.reason,
-    }
-    row |= screen.columns(mark, config)
-    return shards.Picture(painted.index, b"" if file is None else file.data, row)
+    def _encode_and_write(self, block: Block, pictures: Sequence[Sequence[PaintedPicture]], write: WriteBlock) -> None:
+        write(block, self._worker.encode(block, pictures))

@@ -16,12 +16,12 @@ import stablerep
 from stablerep.config import UserError
 from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate import batch, work
-from stablerep.generate.batch import BatchSize, Painter
+from stablerep.generate import painter as painter_module
+from stablerep.generate import worker
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.paint import Painted, paint_shard
+from stablerep.generate.painter import BatchSize, PaintedPicture, Painter, paint_shard
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.schedule import make_schedule
+from stablerep.generate.schedulers import make_schedule
 from stablerep.generate.verify import verify
 from stablerep.prompts import Prompt
 from stablerep.shards import index_shards
@@ -34,10 +34,10 @@ CPU = torch.device("cpu")
 class SmallMemory(TorchEngine):
     most: int = 3
 
-    def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
+    def unet(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         if len(latents) > 2 * self.most:  # guidance doubles the batch
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return super().unet(latents, timestep, told)
+        return super().unet(latents, timestep, conditioning)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +60,11 @@ def painter(engine: TorchEngine, batch_size: int = 4, **changes) -> Painter:
     return Painter(engine.pipeline, engine, schedule, config, BatchSize(batch_size))
 
 
-def kept(pictures: list[list[Painted]]) -> list[list[int]]:
+def kept(pictures: list[list[PaintedPicture]]) -> list[list[int]]:
     return [[picture.index for picture in of_prompt if picture.pixels is not None] for of_prompt in pictures]
 
 
-def difference(one: list[list[Painted]], other: list[list[Painted]]) -> int:
+def difference(one: list[list[PaintedPicture]], other: list[list[PaintedPicture]]) -> int:
     """The most grey levels between two paintings of the same pictures."""
     assert kept(one) == kept(other)
     pairs = [
@@ -122,7 +122,7 @@ def test_flat_pictures(pipeline: Pipeline, policy: str, stays: bool) -> None:
     flat = [picture for of_prompt in pictures for picture in of_prompt if picture.reason == "flat"]
     assert bool(flat) == (policy != "keep")
     assert all((picture.pixels is not None) == stays for picture in flat)
-    assert all(picture.mark.contrast == 0 for picture in flat)
+    assert all(picture.quality.contrast == 0 for picture in flat)
 
 
 def test_retries_end(pipeline: Pipeline) -> None:
@@ -173,8 +173,10 @@ def test_rows_and_summary_tell_what_was_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
 ) -> None:
     (tmp_path / "p.txt").write_text("a bag\na coat\na shirt\n")
-    monkeypatch.setattr(work, "open_pipeline", lambda *_: pipeline)
-    monkeypatch.setattr(batch, "open_engine", lambda name, pipeline, *args, **kwargs: Spoiled(pipeline, value=0.3))
+    monkeypatch.setattr(worker, "open_pipeline", lambda *_: pipeline)
+    monkeypatch.setattr(
+        painter_module, "open_engine", lambda name, pipeline, *args, **kwargs: Spoiled(pipeline, value=0.3)
+    )
     fields = FEW | {"screen": "drop", "screen_retries": 20, "num_images_per_prompt": 6}
     summary = stablerep.generate(prompts=tmp_path / "p.txt", out=tmp_path / "out", **fields)
     rows = [row for path in sorted((tmp_path / "out").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
@@ -182,8 +184,8 @@ def test_rows_and_summary_tell_what_was_dropped(
     assert dropped and {row["reason"] for row in dropped} <= {"flat", "duplicate"}
     assert all((row["size"], row["contrast"] < 4) == (0, row["reason"] == "flat") for row in dropped)
     assert len(rows) - len(dropped) == summary.images == summary.images_made == 18
-    told = json.loads((tmp_path / "out/summary.json").read_text())
-    assert sum(told["screened"].values()) == len(dropped)
-    assert told["images_per_second"] > 0 and told["device"] == "cpu" and 0 <= told["wait_share"] <= 1
-    assert f"screening (drop): {told['screened']['flat']} flat" in str(summary).replace("1 duplicate, ", "")
+    summarised = json.loads((tmp_path / "out/summary.json").read_text())
+    assert sum(summarised["screened"].values()) == len(dropped)
+    assert summarised["images_per_second"] > 0 and summarised["device"] == "cpu" and 0 <= summarised["wait_share"] <= 1
+    assert f"screening (drop): {summarised['screened']['flat']} flat" in str(summary).replace("1 duplicate, ", "")
     assert not verify(tmp_path / "out").problems

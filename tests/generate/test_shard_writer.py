@@ -15,9 +15,9 @@ import pytest
 import stablerep
 from stablerep import atomic, cli, shards, storage
 from stablerep.config import UserError
-from stablerep.generate import work
+from stablerep.generate import worker
 from stablerep.generate.pipeline import Pipeline
-from stablerep.generate.publish import MOST_WAITING, open_writer, read_done
+from stablerep.generate.shard_writer import MOST_WAITING, open_writer, read_done
 from stablerep.generate.verify import verify
 from stablerep.storage import place
 from tests.generate.upload_driver import CONFIG, SHARDS, run, sample
@@ -34,7 +34,7 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "open_pipeline", lambda *_, **__: pipeline)
+    monkeypatch.setattr(worker, "open_pipeline", lambda *_, **__: pipeline)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -61,10 +61,10 @@ def test_killed_at_each_step(tmp_path: Path, whole: dict[str, bytes]) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     (tmp_path / "killed").mkdir()
     command = [sys.executable, str(DRIVER), str(tmp_path / "killed")]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert told.returncode == 0, told.stderr
-    assert int(told.stdout) > SHARDS * 3 * 4  # each file: written, renamed, uploaded half, deleted
-    for number in range(int(told.stdout)):
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    assert int(finished.stdout) > SHARDS * 3 * 4  # each file: written, renamed, uploaded half, deleted
+    for number in range(int(finished.stdout)):
         folder = tmp_path / "killed" / str(number)
         assert contents(folder / "remote") == whole, number
         assert staged(folder / "staging") == [], number

@@ -1,24 +1,111 @@
-"""Several guidance scales, and prompts that bring their own settings."""
+"""A run: resumable, refused where it does not belong; several guidance scales; prompts with their own settings."""
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import stablerep
-from stablerep import cli
+from stablerep import cli, shards
 from stablerep.config import UserError, parse
-from stablerep.generate.config import GenerateConfig
+from stablerep.generate.config import GenerateConfig, sweep_folder_name
 from stablerep.generate.dry_run import estimate
-from stablerep.generate.sweep import folder_name, runs_of
-from stablerep.shards import index_images
+from stablerep.shards import index_images, index_shards
 from tests.generate.folders import digests
 
+TWO_EACH = {"num_images_per_prompt": 2, "num_inference_steps": 2, "prompts_per_shard": 1, "batch_size": 3}
 FEW = {"num_images_per_prompt": 1, "num_inference_steps": 1, "prompts_per_shard": 2, "batch_size": 4}
+
+
+def test_shards_hold_k_pictures_of_every_prompt(prompts: Path, tmp_path: Path) -> None:
+    summary = stablerep.generate(prompts=prompts, out=tmp_path / "out", **TWO_EACH)
+    assert (summary.images, summary.images_made, summary.prompts_empty) == (8, 8, 1)
+    index = index_shards(tmp_path / "out")
+    assert index.group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    row = pq.read_table(tmp_path / "out/000003.parquet").to_pylist()[1]
+    assert (row["prompt"], row["index"], row["width"], row["kept"]) == ("a photo of a busy dress", 1, 32, True)
+
+
+def test_a_second_run_makes_nothing_and_a_lost_shard_comes_back_the_same(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stablerep.generate(prompts=prompts, out=out, **TWO_EACH)
+    whole = digests(out)
+    assert stablerep.generate(prompts=prompts, out=out, **TWO_EACH).images_made == 0
+    (out / "000001_stats.json").unlink()
+    (out / "000002.tar").write_bytes(b"half")
+    summary = stablerep.generate(prompts=prompts, out=out, **TWO_EACH | {"batch_size": 3})
+    assert summary.images_made == 4
+    assert digests(out) == whole
+
+
+def test_long_prompts_are_cut_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a photo of a bag\n" + "very " * 100 + "long\n")
+    summary = stablerep.generate(prompts=tmp_path / "p.txt", out=tmp_path / "out", **TWO_EACH)
+    assert (summary.prompts_cut, summary.images) == (1, 4)
+    assert "longer than the tokenizer takes" in str(summary)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "torhc"}, "--engine 'torhc' is unknown; did you mean torch"),
+        ({"scheduler": "dpm++"}, "--scheduler .* did you mean dpmsolver"),
+        ({"num_images_per_prompt": 0}, "--num-images-per-prompt must be at least 1, got 0"),
+        ({"guidance_scale": -1.0}, "--guidance-scale"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale"),
+        ({"image_format": "gif"}, "--image-format"),
+        ({"seed": -1}, "--seed"),
+    ],
+)
+def test_a_config_cannot_be_built_wrong(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GenerateConfig(prompts=Path("p.txt"), out=Path("o"), **changes)
+
+
+def test_another_run_in_the_folder_is_refused(prompts: Path, tmp_path: Path) -> None:
+    stablerep.generate(prompts=prompts, out=tmp_path / "out", **TWO_EACH)
+    before = digests(tmp_path / "out")
+    with pytest.raises(UserError, match=r"--guidance-scale is 2.0, not 3.0"):
+        stablerep.generate(prompts=prompts, out=tmp_path / "out", guidance_scale=3.0, **TWO_EACH)
+    prompts.write_text("something else\n")
+    with pytest.raises(UserError, match="--prompts"):
+        stablerep.generate(prompts=prompts, out=tmp_path / "out", **TWO_EACH)
+    assert digests(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("model", ["nowhere", "."])
+def test_a_model_that_is_none(prompts: Path, tmp_path: Path, model: str) -> None:
+    with pytest.raises(UserError, match="--model"):
+        stablerep.generate(prompts=prompts, out=tmp_path / "out", model=model, **TWO_EACH)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_dtype_makes_another_run_where_it_is_given(prompts: Path, tmp_path: Path) -> None:
+    fields = {
+        "prompts": prompts,
+        "num_images_per_prompt": 1,
+        "num_inference_steps": 2,
+        "device": "cpu",
+        "engine": "torch",
+    }
+    stablerep.generate(out=tmp_path / "auto", **fields)
+    stablerep.generate(out=tmp_path / "bf16", dtype="bf16", image_format="png", **fields)
+    stablerep.generate(out=tmp_path / "fp32", dtype="fp32", image_format="png", **fields)
+    with pytest.raises(UserError, match=r"its --dtype is the default, not 'bf16'"):
+        stablerep.generate(out=tmp_path / "auto", dtype="bf16", **fields)
+    half, whole = (
+        [np.asarray(Image.open(io.BytesIO(data)), float) for _, data in shards.read_pictures(tmp_path / name)]
+        for name in ("bf16", "fp32")
+    )
+    difference = np.abs(np.stack(half) - np.stack(whole))
+    assert 0 < difference.mean() < 4  # grey levels: the same pictures, but for the rounding
 
 
 def test_a_list_makes_a_run_of_each(prompts: Path, tmp_path: Path) -> None:
@@ -75,7 +162,7 @@ def test_flags_and_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: l
     Path("run.yaml").write_text("guidance_scale: [1.5, 7]\n")
     config = parse(GenerateConfig, [*argv, "--prompts", "p.txt", "--out", "o"], "stablerep-gen")
     assert config.guidance_scale == expected
-    scales = [run.guidance_scale for run in runs_of(config)]
+    scales = [run.guidance_scale for run in config.runs()]
     assert scales == [expected] if isinstance(expected, float) else scales == list(expected)
 
 
@@ -94,7 +181,7 @@ def test_scales_that_make_no_sweep(scales: list[float], message: str) -> None:
 
 
 def test_folder_names_tell_scales_apart() -> None:
-    assert [folder_name(scale) for scale in (1.0, 2.5, 0.1 + 0.2)] == [
+    assert [sweep_folder_name(scale) for scale in (1.0, 2.5, 0.1 + 0.2)] == [
         "guidance_1", "guidance_2.5", "guidance_0.30000000000000004",
     ]  # fmt: skip
 
@@ -131,13 +218,13 @@ def test_prompts_bring_their_own_settings(tmp_path: Path, capsys: pytest.Capture
 
 def test_an_estimate_of_several_scales(prompts: Path, tmp_path: Path) -> None:
     fields = {"prompts": prompts, "out": tmp_path / "out", "guidance_scale": [1, 2.5], "dry_run": True, **FEW}
-    told = estimate(GenerateConfig(**fields, usd_per_hour=2.0))
-    assert list(told.runs) == ["guidance_1", "guidance_2.5"]
+    estimated = estimate(GenerateConfig(**fields, usd_per_hour=2.0))
+    assert list(estimated.runs) == ["guidance_1", "guidance_2.5"]
     assert not (tmp_path / "out").exists()
-    names = [line.split()[0] for line in str(told).splitlines() if line]
+    names = [line.split()[0] for line in str(estimated).splitlines() if line]
     of_one = ["prompts", "images", "bytes", "CPU-hours", "cost"]
     assert names == ["guidance_1", *of_one, "guidance_2.5", *of_one, "together", "images", "bytes", "hours", "cost"]
-    assert "together\nimages     8\n" in str(told)
+    assert "together\nimages     8\n" in str(estimated)
 
 
 def test_verify_and_repair_go_through_all_runs(
@@ -153,7 +240,7 @@ def test_verify_and_repair_go_through_all_runs(
     with pytest.raises(SystemExit) as stopped:
         cli.gen(["--verify", str(out)])
     assert stopped.value.code == 1
-    told = capsys.readouterr().out
-    assert "000001.tar: " in told and "000000_stats.json: missing" in told
+    printed = capsys.readouterr().out
+    assert "000001.tar: " in printed and "000000_stats.json: missing" in printed
     cli.gen(["--repair", str(out)])
     assert digests(out) == whole

@@ -1,4 +1,4 @@
-"""What a folder of shards was made from: its identity, and in which row a prompts file has changed since."""
+"""The identity of a run: what its bytes follow from, and whether a folder may be begun or gone on with."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ import pyarrow.parquet as pq
 
 from stablerep import shards
 from stablerep.config import UserError, to_dict
-from stablerep.generate import scores
-from stablerep.generate.config import GenerateConfig
+from stablerep.generate import scorers
+from stablerep.generate.config import SWEEP_PREFIX, GenerateConfig
 from stablerep.prompts import Prompt
 from stablerep.run_folder import refuse_other_run
 from stablerep.storage import Folder, read_all
 
 
-def as_begun(config: GenerateConfig) -> GenerateConfig:
+def resume_choices(config: GenerateConfig) -> GenerateConfig:
     """With `auto` the engine and the JPEG encoder that a folder was begun with, if it was."""
     if (dataset := shards.read_dataset(config.folder)) is None:
         return config
-    begun = {"jpeg_encoder": "pil"} | dataset["config"]
-    chosen = {name: begun[name] for name in ("engine", "jpeg_encoder") if getattr(config, name) == "auto"}
+    recorded = {"jpeg_encoder": "pil"} | dataset["config"]
+    chosen = {name: recorded[name] for name in ("engine", "jpeg_encoder") if getattr(config, name) == "auto"}
     return dataclasses.replace(config, **chosen)
 
 
-def start_dataset(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> None:
-    """Begin or go on with the folder of a run.
+def begin_or_resume(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> None:
+    """Write dataset.json, or see that the one there is this run's.
 
     Raises:
         UserError: the folder holds another run, or the same one with other prompts, and which row differs.
     """
-    identity = check_same_run(config, prompts, engine, weights_hash)
+    identity = check_folder(config, prompts, engine, weights_hash)
     # Where the folder lies and who paints into it is not the run's, but the call's.
     flags = {name: value for name, value in to_dict(config).items() if name not in ("out", "staging", "ray", "gpus")}
     shards.start_dataset(config.folder, identity, {"num_prompts": len(prompts), "flags": flags})
 
 
-def check_same_run(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> dict[str, Any]:
-    """What the bytes of the shards follow from, after a look whether --out holds the same run, if any. Writes nothing.
+def check_folder(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> dict[str, Any]:
+    """The run's identity, after a look whether --out holds the same run, if any. Writes nothing.
 
     Raises:
-        UserError: as start_dataset.
+        UserError: as begin_or_resume.
     """
     out = config.folder
     identity = identity_of(config, prompts, weights_hash) | {"engine": engine}
@@ -61,10 +61,33 @@ def check_same_run(config: GenerateConfig, prompts: Sequence[Prompt], engine: st
     return identity
 
 
+def check_sweep_folder(config: GenerateConfig, prompts: Sequence[Prompt], weights_hash: str) -> None:
+    """Refuse, before anything is painted, a folder that is not this sweep's. Scales may be added later.
+
+    Raises:
+        UserError: one run's shards, another sweep's, or files that are no run's.
+    """
+    out = config.folder
+    own = ("guidance_scale", "engine", "jpeg_encoder")  # each run's; what `auto` chose is in each dataset.json
+    shared = {name: value for name, value in identity_of(config, prompts, weights_hash).items() if name not in own}
+    if (out / "dataset.json").exists():
+        raise UserError(f"--out {out} holds one run; choose another --out for several values of --guidance-scale")
+    if not out.exists():
+        return
+    entries: list[Folder] = sorted(out.iterdir(), key=str)
+    for entry in entries:
+        if not entry.name.startswith(SWEEP_PREFIX) or not entry.is_dir():
+            raise UserError(f"--out {out} holds files that are no run of ours ({entry.name}); choose an empty folder")
+        path = entry / "dataset.json"
+        if path.exists():
+            earlier = _read_config(path)
+            refuse_other_run(entry, {name: earlier[name] for name in shared if name in earlier}, shared)
+
+
 def identity_of(config: GenerateConfig, prompts: Sequence[Prompt], weights_hash: str) -> dict[str, Any]:
-    """What makes a run this one and no other, but for an engine that chooses itself."""
-    made_of = {"prompts": hash_prompts(prompts), "model": weights_hash}
-    return config.picture_fields() | scores.identity(config) | made_of
+    """What the bytes of a run's shards follow from, but for an engine that `auto` chooses."""
+    inputs = {"prompts": hash_prompts(prompts), "model": weights_hash}
+    return config.picture_fields() | scorers.identity(config) | inputs
 
 
 def hash_prompts(prompts: Sequence[Prompt]) -> str:
@@ -90,6 +113,13 @@ def _difference(out: Folder, prompts: Sequence[Prompt], count: int | None) -> st
     if count is not None and count != len(prompts):
         return f"it had {count} rows, has {len(prompts)}"
     return f"a row after {last}, the last one painted, or what a row says besides its text has changed"
+
+
+def _read_config(path: Folder) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from error
 
 
 def _short(text: str) -> str:

@@ -39,10 +39,10 @@ class ShardWriter:
         self.done = done  # the stats of each whole shard
         self._folder, self._uploader = folder, uploader
 
-    def missing(self, count: int, again: Collection[int] = ()) -> list[int]:
-        """Those of the first count shards that are to be painted; again are whole to the eye, and damaged."""
-        again = set(again) - (self._uploader.recovered if self._uploader else set())
-        return [shard for shard in range(count) if shard in again or shard not in self.done]
+    def missing(self, count: int, repaint: Collection[int] = ()) -> list[int]:
+        """Those of the first count shards that are to be painted; repaint are damaged, though their stats are there."""
+        repaint = set(repaint) - (self._uploader.recovered if self._uploader else set())
+        return [shard for shard in range(count) if shard in repaint or shard not in self.done]
 
     def write(self, shard: int, samples: Sequence[shards.Sample], images_per_prompt: int = 0) -> None:
         """Write one shard whole; where it goes on to a URL, waits while MOST_WAITING others wait for that too."""
@@ -69,13 +69,13 @@ def open_writer(out: Folder, staging: Path | None = None) -> Iterator[ShardWrite
     below = Path(staging or DEFAULT_STAGING).expanduser()
     folder = below / hashlib.sha256(str(out).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, out), Uploader(out, folder) as uploader:
+    with _locked(folder, out), Uploader(out, folder) as uploader:
         uploader.recover()
         yield ShardWriter(folder, uploader.done, uploader)
 
 
 def read_done(out: Folder) -> dict[int, dict[str, Any]]:
-    """The stats of each whole shard; of a remote folder one listing and the stats tell, and no tar or row is read."""
+    """The stats of each whole shard; of a remote folder from one listing and the stats alone: no tar or row is read."""
     return shards.read_done(out) if isinstance(out, Path) else _done_among(out, out.sizes())
 
 
@@ -160,7 +160,7 @@ class Uploader:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, out: RemotePath) -> Iterator[None]:
+def _locked(folder: Path, out: RemotePath) -> Iterator[None]:
     """Hold the lock of a staging folder; the system releases it when this process ends, however it does."""
     with folder.with_suffix(".lock").open("w") as lock:
         try:

@@ -12,9 +12,9 @@ from torch import Tensor
 from stablerep.engines import Engine
 from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate.diffusers_schedule import open_schedule
-from stablerep.generate.noise import picture_noise
+from stablerep.generate.denoise import picture_noise
 from stablerep.generate.pipeline import Pipeline, open_pipeline
+from stablerep.generate.schedulers import open_schedule
 from tests.generate import tiny_models
 from tests.generate.sampling import sample_decoded
 
@@ -68,16 +68,16 @@ def test_equals_diffusers(kind: str, steps: int, guidance: float, tmp_path: Path
 def test_a_picture_depends_on_all_that_the_unet_is_told(kind: str, tmp_path: Path) -> None:
     tiny_models.save(kind, tmp_path)
     pipeline = open_pipeline(str(tmp_path), CPU)
-    told = pipeline.with_guidance(pipeline.encode(PROMPTS), [2.0, 7.5])
-    assert set(told.inputs) == {
+    conditioning = pipeline.with_guidance(pipeline.encode(PROMPTS), [2.0, 7.5])
+    assert set(conditioning.inputs) == {
         "text",
         *(("text_embeds", "time_ids") if kind.startswith("sdxl") else ()),
         *(("timestep_cond",) if kind.endswith("lcm") else ()),
     }
     latents = picture_noise(5, IDS, INDICES, pipeline.latent_shape, CPU)
-    expected = TorchEngine(pipeline).unet(latents, torch.tensor(501.0), told)
-    for name, value in told.inputs.items():
-        other = Conditioning({**told.inputs, name: value.roll(1, dims=0) if name != "time_ids" else value * 2})
+    expected = TorchEngine(pipeline).unet(latents, torch.tensor(501.0), conditioning)
+    for name, value in conditioning.inputs.items():
+        other = Conditioning({**conditioning.inputs, name: value.roll(1, dims=0) if name != "time_ids" else value * 2})
         got = TorchEngine(pipeline).unet(latents, torch.tensor(501.0), other)
         assert (got - expected).abs().max() > 0.01, name
 
@@ -87,8 +87,8 @@ def test_a_picture_depends_on_all_that_the_unet_is_told(kind: str, tmp_path: Pat
 def test_sdxl_s_negative_prompt(zeros: bool, negative: str, tmp_path: Path, monkeypatch) -> None:
     theirs = tiny_models.save("sdxl", tmp_path, force_zeros_for_empty_prompt=zeros)
     ours = open_pipeline(str(tmp_path), CPU)
-    told = {"guidance_scale": 5.0, "negative_prompt": (negative and [negative] * 2) or None}
-    expected = oracle(theirs, ours, 2, monkeypatch, **told)
+    settings = {"guidance_scale": 5.0, "negative_prompt": (negative and [negative] * 2) or None}
+    expected = oracle(theirs, ours, 2, monkeypatch, **settings)
     torch.testing.assert_close(paint(ours, "euler", 2, 5.0, negative), expected, rtol=0, atol=5e-5)
     others = paint(ours, "euler", 2, 5.0, "a white coat")
     assert (others - expected).abs().max() > 0.01
@@ -125,9 +125,9 @@ def test_sdxl_s_vae_overflows_in_half_precision(force_upcast: bool, tmp_path: Pa
 @pytest.mark.parametrize("kind", ["sd-lcm", "sdxl-lcm"])
 def test_lcm_takes_each_picture_s_own_guidance_and_no_unguided_half(kind: str, tmp_path: Path) -> None:
     class Counting(TorchEngine):
-        def unet(self, latents: Tensor, timestep: Tensor, told: Conditioning) -> Tensor:
-            assert len(latents) == len(told) == 2
-            return super().unet(latents, timestep, told)
+        def unet(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+            assert len(latents) == len(conditioning) == 2
+            return super().unet(latents, timestep, conditioning)
 
     tiny_models.save(kind, tmp_path)
     pipeline = open_pipeline(str(tmp_path), CPU)

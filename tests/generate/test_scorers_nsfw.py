@@ -16,8 +16,8 @@ import stablerep
 from stablerep import cli
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.nsfw_score import nsfw_labels, open_nsfw_score
-from stablerep.generate.screen import Mark, judge
+from stablerep.generate.scorers import nsfw_labels, open_nsfw_score
+from stablerep.generate.screen import Limits, PictureQuality, judge
 from stablerep.generate.verify import verify
 from tests.generate.tiny_scorers import save_classifier, save_clip, save_safety_checker
 
@@ -52,7 +52,7 @@ def test_labels_that_do_not_exclude_each_other(tmp_path: Path) -> None:
     folder = save_classifier(tmp_path, ("nude", "gore", "sexual content"), problem_type="multi_label_classification")
     scorer = open_nsfw_score(str(folder), CPU)
     pixels = pictures(4)
-    logits = scorer.model(pixel_values=scorer.prepare(pixels)).logits
+    logits = scorer.model(pixel_values=scorer.preprocess(pixels)).logits
     torch.testing.assert_close(scorer(pixels), logits[:, [0, 2]].sigmoid().amax(1))
 
 
@@ -113,9 +113,9 @@ def test_nothing_waits_for_the_device(tmp_path: Path, save) -> None:
 
 def test_the_verdict_and_no_answer() -> None:
     scores = (0.2, 0.81, 0.8, float("nan"))
-    marks = [Mark(True, 50.0, 255 << (8 * i), nsfw_score=score) for i, score in enumerate(scores)]
-    assert judge(marks, 4.0, 2, nsfw_above=0.8) == ["", "nsfw", "", "nsfw"]
-    assert judge(marks, 4.0, 2) == [""] * 4
+    judged = [PictureQuality(True, 50.0, 255 << (8 * i), nsfw_score=score) for i, score in enumerate(scores)]
+    assert judge(judged, Limits(4.0, 2, nsfw_above=0.8)) == ["", "nsfw", "", "nsfw"]
+    assert judge(judged, Limits(4.0, 2)) == [""] * 4
 
 
 def test_what_is_not_safe_is_left_out(prompts: Path, tmp_path: Path) -> None:

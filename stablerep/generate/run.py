@@ -1,0 +1,119 @@
+"""One call of `stablerep-gen`: prompts to shards, resumable shard by shard; a run for each guidance scale."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stablerep import distributed, shards
+from stablerep.config import UserError
+from stablerep.generate.config import GenerateConfig
+from stablerep.generate.identity import begin_or_resume, check_sweep_folder, resume_choices
+from stablerep.generate.shard_writer import open_writer
+from stablerep.generate.summary import (
+    UNREADABLE,
+    GenerateSummary,
+    RunProgress,
+    SweepSummary,
+    mean_scores,
+    reasons_in,
+)
+from stablerep.generate.worker import Backends, Block, LocalPool, RunSpec, Worker, WorkerPool
+from stablerep.prompts import Prompt, read_prompts
+from stablerep.runlog import progress
+from stablerep.storage import reach, write
+
+
+def generate(config: GenerateConfig, repaint: Collection[int] = ()) -> GenerateSummary | SweepSummary:
+    """Paint K pictures of every prompt into shards; whatever is there already is kept, but for the shards in repaint.
+
+    Several guidance scales make a run of each, in a folder of its own below out; then the result is a SweepSummary.
+
+    Raises:
+        UserError: bad prompts or model, or a folder that holds another run.
+    """
+    if config.dry_run:
+        raise UserError("--dry-run paints no shards; in Python call stablerep.generate.dry_run.estimate(config)")
+    prompts = read_prompts(Path(config.prompts))
+    reach(config.folder)
+    with _open_pool(config) as pool:
+        runs = config.runs()
+        if len(runs) == 1:
+            return _generate(config, prompts, pool, repaint)
+        check_sweep_folder(config, prompts, pool.weights_hash)
+        return SweepSummary(tuple(_generate(run, prompts, pool, ()) for run in runs))
+
+
+@contextmanager
+def _open_pool(config: GenerateConfig) -> Iterator[WorkerPool]:
+    """Open the model: here, or with --ray or --gpus in many processes."""
+    if config.ray or config.gpus:
+        from stablerep.generate import ray_dispatch  # an extra
+
+        with ray_dispatch.open_pool(config) as pool:
+            yield pool
+    else:
+        with distributed.start(config.device) as device:
+            yield LocalPool(Worker(config, device))
+
+
+def _generate(
+    config: GenerateConfig, prompts: Sequence[Prompt], pool: WorkerPool, repaint: Collection[int]
+) -> GenerateSummary:
+    per_shard, k = config.prompts_per_shard, config.num_images_per_prompt
+    backends = pool.begin(RunSpec(resume_choices(config), config.is_guided(prompts)))
+    config = dataclasses.replace(config, jpeg_encoder=backends.jpeg_encoder)
+    begin_or_resume(config, prompts, backends.engine, pool.weights_hash)
+
+    with open_writer(config.folder, config.staging) as writer:
+        missing = writer.missing(-(-len(prompts) // per_shard), repaint)
+        blocks = [Block(shard, prompts[shard * per_shard : (shard + 1) * per_shard]) for shard in missing]
+        total = k * len(prompts)
+        there = total - k * sum(len(block.prompts) for block in blocks)
+        with progress("generate", total, "images", start=there) as bar:
+            run_progress = RunProgress(bar, k, completed=there)
+
+            def write_block(block: Block, samples: list[shards.Sample]) -> None:
+                writer.write(block.shard, samples, images_per_prompt=k)
+                run_progress.add_written(samples)
+
+            pool.paint(blocks, write_block, run_progress)
+            with run_progress.waiting():
+                writer.flush()
+        summary = _summarise(config, prompts, pool, backends, run_progress, list(writer.done.values()))
+    if missing or not (config.folder / "summary.json").exists():
+        write(config.folder / "summary.json", summary.as_json())
+    return summary
+
+
+def _summarise(
+    config: GenerateConfig,
+    prompts: Sequence[Prompt],
+    pool: WorkerPool,
+    backends: Backends,
+    run_progress: RunProgress,
+    stats: list[dict[str, Any]],
+) -> GenerateSummary:
+    reasons = reasons_in(stats)
+    return GenerateSummary(
+        out=config.folder,
+        images=sum(each["images"] for each in stats),
+        images_made=run_progress.kept,
+        seconds=run_progress.seconds,
+        wait_share=run_progress.wait_share,
+        prompts=len(prompts),
+        prompts_empty=sum(not prompt.text and not prompt.problem for prompt in prompts),
+        prompts_cut=pool.count_cut([prompt.text for prompt in prompts]),
+        prompts_unreadable=reasons.pop(UNREADABLE, 0) // config.num_images_per_prompt,
+        prompts_short=sum(each["short"] for each in stats),
+        screen=config.screen,
+        screened=dict(sorted(reasons.items())),
+        scores=mean_scores(stats),
+        device=pool.device_name,
+        engine=backends.engine,
+        batch_size=pool.batch_size,
+        workers=run_progress.most_workers,
+    )
