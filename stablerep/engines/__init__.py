@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # the commands' --help need not load torch
     from torch import Tensor
 
     from stablerep.engines.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 
 class Engine(Protocol):
@@ -29,3 +33,20 @@ class Engine(Protocol):
 
     def with_own_context(self) -> Engine:
         """The same engine for one CUDA graph, with working memory that no other call uses; itself if it keeps none."""
+
+
+class PipelineModules(Protocol):
+    """What engines need of an open pipeline (generate.pipeline.Pipeline)."""
+
+    @property
+    def unet(self) -> UNet2DConditionModel: ...
+
+    @property
+    def vae(self) -> AutoencoderKL: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: ...
+
+    def encode(self, prompts: list[str], /) -> Conditioning: ...
+
+    def with_guidance(self, conditioning: Conditioning, scales: Sequence[float], /) -> Conditioning: ...

@@ -8,8 +8,9 @@ import torch
 
 from stablerep import distributed
 from stablerep.config import UserError
+from stablerep.engines import PipelineModules
 from stablerep.engines.config import BuildConfig, ListConfig, PruneConfig, VerifyConfig
-from stablerep.engines.module import DTYPES, ModuleSpec, PipelineModules, module_specs
+from stablerep.engines.module import DTYPES, ModuleSpec, module_specs
 from stablerep.engines.select import BACKENDS, UnusableEngineError, build_module, load, most_rows_of, platform_name
 from stablerep.engines.store import BrokenEntry, Entry, Verification, store_at
 

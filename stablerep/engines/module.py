@@ -10,19 +10,18 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stablerep import ops
+from stablerep.engines import PipelineModules
 from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.store import Verification
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+from stablerep.engines.torch import Decoder, Unet
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OUTPUT = "output"
@@ -51,23 +50,6 @@ class CompiledModule(ABC):
     def with_own_context(self) -> CompiledModule:
         """The same with working memory that no other call uses; itself if it keeps none."""
         return self
-
-
-class PipelineModules(Protocol):
-    """What engines need of an open pipeline (generate.pipeline.Pipeline)."""
-
-    @property
-    def unet(self) -> UNet2DConditionModel: ...
-
-    @property
-    def vae(self) -> AutoencoderKL: ...
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]: ...
-
-    def encode(self, prompts: list[str], /) -> Conditioning: ...
-
-    def with_guidance(self, conditioning: Conditioning, scales: Sequence[float], /) -> Conditioning: ...
 
 
 @dataclass(frozen=True)
@@ -127,61 +109,6 @@ def module_specs(pipeline: PipelineModules) -> dict[str, ModuleSpec]:
         "unet": ModuleSpec("unet", Unet(unet).eval(), dict(unet.config), shapes, unet.dtype, unet.device, conditioning),
         "vae_decoder": ModuleSpec("vae_decoder", Decoder(vae).eval(), dict(vae.config), latents, vae.dtype, vae.device),
     }
-
-
-class Unet(nn.Module):
-    """Inputs are latents, timestep and those of Conditioning."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        text_embeds: Tensor | None = None,
-        time_ids: Tensor | None = None,
-        timestep_cond: Tensor | None = None,
-    ) -> Tensor:
-        added = None
-        if text_embeds is not None:
-            # The UNet joins it with float32 embeddings of time_ids. torch promotes by itself; in ONNX nothing does.
-            added = {"text_embeds": text_embeds.float(), "time_ids": time_ids}
-        return self.unet(
-            latents, timestep, text, timestep_cond=timestep_cond, added_cond_kwargs=added, return_dict=False
-        )[0]
-
-
-class Decoder(nn.Module):
-    """Only what decoding needs: the encoder half of the VAE is neither exported nor part of the identity."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        config = vae.config
-        self.scaling_factor: float = config.scaling_factor
-        self.shift_factor: float = config.shift_factor or 0.0
-        mean, std = config.latents_mean, config.latents_std
-        self.normalised = mean is not None and std is not None
-        if self.normalised:
-            of_channel = [torch.tensor(each, dtype=vae.dtype, device=vae.device) for each in (mean, std)]
-            self.register_buffer("mean", of_channel[0].reshape(1, -1, 1, 1), persistent=False)
-            self.register_buffer("std", of_channel[1].reshape(1, -1, 1, 1), persistent=False)
-        self.decoder = vae.decoder
-        self.post_quant_conv = vae.post_quant_conv
-
-    def forward(self, latents: Tensor) -> Tensor:
-        if self.normalised:
-            latents = latents * self.std / self.scaling_factor + self.mean
-        else:
-            latents = latents / self.scaling_factor
-        if self.shift_factor:
-            latents = latents + self.shift_factor
-        return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
 
 
 def verify(spec: ModuleSpec, run: Run, rows: int) -> Verification:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from stablerep.config import UserError
-from stablerep.engines import Engine, native, onnx, tensorrt
+from stablerep.engines import Engine, PipelineModules, native, onnx, tensorrt
 from stablerep.engines.conditioning import Conditioning
-from stablerep.engines.module import CompiledModule, ModuleSpec, PipelineModules, module_specs, verify
+from stablerep.engines.module import CompiledModule, ModuleSpec, module_specs, verify
 from stablerep.engines.store import EngineKey, Entry, Store, Verification
 from stablerep.engines.torch import TorchEngine, torch_out_of_memory
 

@@ -13,9 +13,10 @@ from stablerep.config import UserError
 from stablerep.engines import onnx_export, tensorrt
 from stablerep.engines.commands import why_not_here
 from stablerep.engines.conditioning import Conditioning
-from stablerep.engines.module import ModuleSpec, Unet
+from stablerep.engines.module import ModuleSpec
 from stablerep.engines.select import build_module, open_engine
 from stablerep.engines.store import Store
+from stablerep.engines.torch import Unet
 from stablerep.generate.pipeline import Pipeline
 
 CPU = torch.device("cpu")
