@@ -133,17 +133,18 @@ def from_fields(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """A config from a value for each flag, those of its inner configs too."""
     outer = dict(values)
     for name, inner in _inner_configs(cls).items():
-        flags = [field.name for _, field in _flat_fields(inner) if field.name in outer]
-        outer[name] = from_fields(inner, {flag: outer.pop(flag) for flag in flags})
+        flags = {field.name for _, field in _flat_fields(inner)} & outer.keys()
+        if flags or name not in outer:
+            outer[name] = from_fields(inner, {flag: outer.pop(flag) for flag in flags})
     return cls(**outer)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain YAML types by flag, in the order of its fields."""
-    inner = _inner_configs(type(config))
     values: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
-        values |= value if name in inner else {name: value}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values |= to_dict(value) if dataclasses.is_dataclass(value) else {field.name: value}
     return json.loads(json.dumps(values, default=str))  # tuples to lists, paths to text
 
 

@@ -24,7 +24,7 @@ def read_config(cls: type[Config], out: Path) -> Config | None:
     return configs.load(cls, path) if path.exists() else None
 
 
-def check_same_run(out: Path, earlier: Any | None, config: Any, free: Collection[str]) -> None:
+def check_same_run(out: Path, earlier: Config | None, config: Config, free: Collection[str]) -> None:
     """Raise a UserError unless `config` may go on in `out`, which holds the run `earlier`, or none.
 
     free are the fields that may differ: where a run is, what it runs on, what it leaves behind; not what it computes.

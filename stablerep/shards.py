@@ -125,7 +125,7 @@ def is_done(out: Path, shard: int) -> bool:
 
 
 def read_done(out: Path) -> dict[int, dict[str, Any]]:
-    """What the stats of each whole shard say."""
+    """The stats of each whole shard."""
     numbers = (int(path.name.split("_")[0]) for path in done_stats(out))
     return {shard: _read_json(_stats_path(out, shard)) for shard in numbers if is_done(out, shard)}
 
@@ -167,7 +167,7 @@ def write_shard(out: Path, shard: int, samples: Sequence[Sample], images_per_pro
 
 
 def read_stats(out: Folder) -> Iterator[dict[str, Any]]:
-    """What the stats file of each done shard says."""
+    """The stats of each done shard."""
     paths = done_stats(out)
     for path, data in zip(paths, read_all(paths), strict=True):
         yield _parse(path, data)

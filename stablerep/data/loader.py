@@ -1,4 +1,4 @@
-"""Batches for training from files: read where they lie, decoded by DALI, augmented, all in a thread of their own."""
+"""Batches for training from files: mapped, decoded by DALI and augmented, in a thread beside the training loop."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class EncodedPictures:
         with self._indexes[source].files[file].open("rb") as opened:
             try:
                 return np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-            except ValueError:  # mmap refuses an empty file; the decoder will say what is wrong with it
+            except ValueError:  # mmap refuses an empty file; the decoder refuses it
                 return np.zeros(0, np.uint8)
 
 

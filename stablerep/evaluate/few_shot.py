@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.special import stdtrit  # type: ignore[import-untyped]  # what scipy.stats.t.ppf calls; scipy.stats takes a second more to import
+from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy.stats.t.ppf, without a second of imports
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -21,7 +21,7 @@ from stablerep.models import load_encoder
 
 RESULTS = "results.json"
 FREE = ("out", "device", "batch_size")  # where and how it is computed, not what
-PIXELS_SIZE, UNTRAINED_SIZE = 32, 224  # of a folder's photos, where neither the user nor an encoder says one
+PIXELS_SIZE, UNTRAINED_SIZE = 32, 224  # of a folder's photos, where neither the user nor an encoder has one
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class ProjectionHead(nn.Module):
 class BatchNormOverRanks(nn.BatchNorm1d):
     """BatchNorm1d over the rows of all ranks. torch's SyncBatchNorm needs CUDA; this is the same on any device.
 
-    Without running statistics: nobody asks a projection head for anything but its training batch.
+    Without running statistics: a projection head sees training batches only.
     """
 
     def __init__(self, features: int) -> None:

@@ -36,7 +36,7 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
         open_online: opens what config.online asks for on this rank's device.
 
     Raises:
-        UserError: what the config asks for cannot be done, said in one line.
+        UserError: what the config asks for cannot be done.
     """
     with distributed.start(config.device) as device:
         exported = Path(config.out) / "exported"
@@ -98,12 +98,12 @@ def run(
     first = checkpoint.restore(out, data, model, optimiser, device)
     forward = over_ranks(model, device)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    writes, size, title = distributed.rank() == 0, config.batch_size, f"train {out.name}"
+    size, is_first_rank = config.batch_size, distributed.rank() == 0
     with (
         # First, before the bar and the clock: filling a pool has its own.
         data.batches(loader_config(config), device, first_step=first, last_step=steps) as batches,
-        RunLog(out, first + 1, enabled=writes) as log,
-        progress(title, steps * size, "images", start=first * size, show=writes) as bar,
+        RunLog(out, first + 1, enabled=is_first_rank) as log,
+        progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
     ):
         metrics = Metrics(device, size)
         for step, batch in enumerate(metrics.timed(batches), first):
@@ -121,7 +121,7 @@ def run(
                 log.write(done, lr=lr, epoch=done / data.steps_per_epoch, **means)
                 refuse_divergence(means, done, config)
                 bar.update(done * size, progress_note(means))
-            if writes and (done % config.checkpoint_every == 0 or done == steps):
+            if is_first_rank and (done % config.checkpoint_every == 0 or done == steps):
                 state = checkpoint.state_of(data, model, optimiser)
                 checkpoint.save(out / checkpoint.CHECKPOINTS, done, state, config.keep_checkpoints)
 

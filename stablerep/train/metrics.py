@@ -64,7 +64,7 @@ class Metrics:
 
 
 def progress_note(means: Mapping[str, float]) -> str:
-    """What the progress bar says beside the images."""
+    """The text beside the progress bar."""
     note = f"loss {means['loss']:.3f}, data wait {means['data_wait_share']:.1%}"
     return note + (f", paint share {means['paint_share']:.1%}" if "paint_share" in means else "")
 
