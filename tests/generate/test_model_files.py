@@ -1,4 +1,4 @@
-"""Which folders and hub names open, and what the others are told."""
+"""Which folders and hub names open, and the errors of the others."""
 
 from __future__ import annotations
 

@@ -17,11 +17,14 @@ from torch import Tensor
 import stablerep
 from stablerep.config import UserError
 from stablerep.engines.torch import TorchEngine
-from stablerep.generate import online, painter, screen
+from stablerep.generate import screen
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.online import open_online, opener
+from stablerep.generate.online import open_online, opener, paint_prompts
+from stablerep.generate.painter import BatchSize, Painter
 from stablerep.generate.pipeline import Pipeline
+from stablerep.generate.schedulers import make_schedule
 from stablerep.generate.screen import BatchQuality
+from stablerep.prompts import read_prompts
 from stablerep.shards import read_pictures
 
 CPU = torch.device("cpu")
@@ -64,12 +67,12 @@ class Spoiled(TorchEngine):
 
 
 @pytest.mark.parametrize(("policy", "flat_is_good"), [("keep", True), ("flag", False), ("drop", False)])
-def test_what_shows_nothing_is_not_good(
-    prompts: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, policy: str, flat_is_good: bool
-) -> None:
-    monkeypatch.setattr(online, "open_pipeline", lambda *_: pipeline)
-    monkeypatch.setattr(painter, "open_engine", lambda name, pipeline, *_, **__: Spoiled(pipeline))
-    _, good = open_online(config(prompts, num_images_per_prompt=3, screen=policy), CPU).paint([0, 3], [0, 0])
+def test_what_shows_nothing_is_not_good(prompts: Path, pipeline: Pipeline, policy: str, flat_is_good: bool) -> None:
+    asked = config(prompts, num_images_per_prompt=3, screen=policy)
+    schedule = make_schedule(asked.scheduler, pipeline.scheduler_config, asked.num_inference_steps, CPU)
+    painter = Painter(pipeline, Spoiled(pipeline), schedule, asked, BatchSize(asked.batch_size))
+    read = read_prompts(prompts)
+    _, good = paint_prompts(painter, [read[0], read[3]], [0, 0])
     assert good.tolist() == [[False, flat_is_good, True], [True, True, True]]
 
 

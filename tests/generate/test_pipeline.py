@@ -65,7 +65,7 @@ def test_equals_diffusers(kind: str, steps: int, guidance: float, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", tiny_models.KINDS)
-def test_a_picture_depends_on_all_that_the_unet_is_told(kind: str, tmp_path: Path) -> None:
+def test_a_picture_depends_on_all_that_the_unet_takes(kind: str, tmp_path: Path) -> None:
     tiny_models.save(kind, tmp_path)
     pipeline = open_pipeline(str(tmp_path), CPU)
     conditioning = pipeline.with_guidance(pipeline.encode(PROMPTS), [2.0, 7.5])

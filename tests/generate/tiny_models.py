@@ -40,7 +40,7 @@ KINDS = tuple(SCHEDULERS)
 def build(
     kind: str, *, vae: dict[str, Any] | None = None, unet: dict[str, Any] | None = None, **pipeline: Any
 ) -> DiffusionPipeline:
-    """A pipeline whose pictures depend on everything its UNet is told; changes of configs by part."""
+    """A pipeline whose pictures depend on everything its UNet takes; changes of configs by component."""
     torch.manual_seed(0)
     xl = kind.startswith("sdxl")
     tokenizer = CLIPTokenizer.from_pretrained(default_generator() / "tokenizer")
