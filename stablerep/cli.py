@@ -60,7 +60,7 @@ def prompts(argv: Sequence[str] | None = None) -> None:
     """stablerep-prompts"""
 
     def run(argv: Sequence[str]) -> None:
-        from stablerep.prompts.writer import PromptsConfig
+        from stablerep.prompts.config import PromptsConfig
 
         config = parse(PromptsConfig, argv, "stablerep-prompts")
         from stablerep.prompts.writer import write_prompts

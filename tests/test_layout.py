@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import inspect
 import subprocess
 import sys
@@ -94,6 +95,32 @@ def test_each_op_has_its_reference_test_and_benchmark() -> None:
         assert callable(reference) or callable(getattr(reference, name)), f"{op.__module__} has no reference of {name}"
         assert (ROOT / "tests" / "ops" / f"test_{name}.py").is_file()
         assert (ROOT / "benchmarks" / "ops" / f"test_{name}.py").is_file()
+
+
+def file_of(module: str) -> Path | None:
+    """The file of stablerep that an imported name is, or lies in."""
+    path = ROOT.joinpath(*module.split("."))
+    for candidate in (
+        path.with_suffix(".py"),
+        path / "__init__.py",
+        path.parent.with_suffix(".py"),
+        path.parent / "__init__.py",
+    ):
+        if candidate.is_file() and candidate.is_relative_to(PACKAGE) and candidate != PACKAGE / "__init__.py":
+            return candidate
+    return None
+
+
+def test_no_circle_between_files() -> None:
+    graph = {
+        path: {file for module in imported_modules(path) if (file := file_of(module))} - {path}
+        for path in PACKAGE.rglob("*.py")
+        if path != PACKAGE / "__init__.py"
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail("these import each other: " + " <- ".join(str(path.relative_to(PACKAGE)) for path in error.args[1]))
 
 
 def test_files_have_one_reason_to_exist() -> None:

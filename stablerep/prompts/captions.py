@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from stablerep import atomic, distributed, hub
 from stablerep.config import UserError, fingerprint
+from stablerep.prompts.config import ClassPrompt, PromptsConfig
 from stablerep.prompts.grammar import Grammar
-from stablerep.prompts.writer import ClassPrompt, PromptsConfig
 from stablerep.runlog import progress
 
 FLAG = "--llm"

@@ -11,65 +11,15 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from stablerep import atomic
-from stablerep.config import UserError, check_at_least
+from stablerep.config import UserError
+from stablerep.prompts.config import ClassPrompt, PromptsConfig
 from stablerep.prompts.grammar import Grammar, read_grammar
 
-ENDINGS = (".txt", ".csv", ".jsonl")
 # Up to here all numbers are shuffled; above, numbers are drawn and those seen before skipped, which needs no list.
 SHUFFLED = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptsConfig:
-    """Make prompts of a list of classes: equally many of each class and template, none twice."""
-
-    classes: Path
-    """Text file of classes, one a line: "ankle boot"."""
-
-    out: Path
-    """The prompts: .txt, or .csv or .jsonl with the class and the template beside each."""
-
-    template: tuple[str, ...] = ("concept", "concept_background", "concept_relation")
-    """concept, concept_background, concept_relation, concept_look (short, in the embedded model's own words), or YAML
-    files of your own (templates: [...], wildcards: {...}, for --llm also examples: {text: caption})."""
-
-    num_prompts: int = 1000
-    """How many in all. More of them with the same seed begin with the same ones."""
-
-    seed: int = 0
-    """Another seed, other prompts."""
-
-    llm: str | None = None
-    """Causal language model of transformers, a folder or a hub name, that rewrites each prompt as a caption. What is
-    empty, too long, a repetition or does not name the class is asked again twice, then stays the template's text."""
-
-    batch_size: int = 16
-    """Captions that --llm writes at once."""
-
-    device: str = "auto"
-    """Of --llm: auto, cpu, cuda or cuda:N."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, num_prompts=1, batch_size=1)
-        if not self.template:
-            raise UserError("--template needs a name, for instance concept_background")
-        if Path(self.out).suffix.lower() not in ENDINGS:
-            raise UserError(f"--out {self.out}: unknown ending; use one of {', '.join(ENDINGS)}")
-        names = (self.template,) if isinstance(self.template, str) else tuple(self.template)
-        object.__setattr__(self, "template", names)
-
-
-@dataclass(frozen=True)
-class ClassPrompt:
-    """One prompt, its class and its template."""
-
-    prompt: str
-    concept: str
-    template: str
 
 
 def write_prompts(config: PromptsConfig) -> str:
