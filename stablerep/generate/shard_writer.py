@@ -10,7 +10,6 @@ in staging, the next one with the same --out uploads first.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -21,6 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from stablerep import atomic, shards
 from stablerep.config import UserError
@@ -162,11 +163,9 @@ class Uploader:
 @contextlib.contextmanager
 def _locked(folder: Path, out: RemotePath) -> Iterator[None]:
     """Hold the lock of a staging folder; the system releases it when this process ends, however it does."""
-    with folder.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"--out {out} is written to by another stablerep-gen on this machine; let it finish"
-            ) from None
+    try:
+        lock = FileLock(folder.with_suffix(".lock")).acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"--out {out} is written to by another stablerep-gen on this machine; let it finish") from None
+    with lock:
         yield
