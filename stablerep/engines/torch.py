@@ -1,4 +1,4 @@
-"""The reference engine: the pipeline's own modules, channels last, attention through torch's fused kernel (SDPA).
+"""The reference engine: the pipeline's own modules, attention through torch's fused kernel (SDPA).
 
 And torch's out-of-memory error in place of every other library's.
 """

@@ -160,8 +160,9 @@ def open_pipeline(
     second = {name: getattr(opened, name) for name in ("tokenizer_2", "text_encoder_2")} if xl else {}
     for module in (opened.unet, opened.vae, opened.text_encoder, *([opened.text_encoder_2] if xl else [])):
         module.eval().requires_grad_(False)
-    opened.unet.to(memory_format=torch.channels_last)
-    opened.vae.to(memory_format=torch.channels_last)
+    if device.type == "cpu":  # on CUDA GroupNorm would copy to NCHW and back: 105 ms a step of SD 1.5, not 95 (H200)
+        opened.unet.to(memory_format=torch.channels_last)
+        opened.vae.to(memory_format=torch.channels_last)
     return Pipeline(
         tokenizer=opened.tokenizer,
         text_encoder=opened.text_encoder,
