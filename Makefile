@@ -8,6 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: help setup photos demo test lint bench sanitize gpu-check
+demo test: export GOMP_SPINCOUNT ?= 1000 # as the commands have it (cli.py): a loaded machine shares its cores
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
