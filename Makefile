@@ -8,7 +8,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .PHONY: help setup photos demo test lint bench sanitize gpu-check
-demo test: export GOMP_SPINCOUNT ?= 1000 # as the commands have it (cli.py): a loaded machine shares its cores
+# As the commands have it (cli.py), so that a loaded machine shares its cores.
+demo test: export GOMP_SPINCOUNT ?= 1000
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
