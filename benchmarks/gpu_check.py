@@ -1,6 +1,6 @@
-"""`make gpu-check`: everything that needs a CUDA GPU, in under ten minutes; a line per check, and the numbers as JSON.
+"""`make gpu-check`: everything that needs a CUDA GPU; a line per check, and the numbers as JSON.
 
-What is not installed is skipped by name. Without a GPU every check is listed as skipped and the exit code is 0. Each
+`--only` runs some of them; what is not installed is skipped by name. Without a GPU every check is listed as skipped and the exit code is 0. Each
 check runs in a process of its own: after an illegal address CUDA answers nothing more in the process that met it.
 """
 
