@@ -1,7 +1,8 @@
 """`make gpu-check`: everything that needs a CUDA GPU; a line per check, and the numbers as JSON.
 
-`--only` runs some of them; what is not installed is skipped by name. Without a GPU every check is listed as skipped and the exit code is 0. Each
-check runs in a process of its own: after an illegal address CUDA answers nothing more in the process that met it.
+`--only` runs some of them; what is not installed is skipped by name. Without a GPU every check is listed as skipped and
+the exit code is 0. Each check runs in a process of its own: after an illegal address CUDA answers nothing more in the
+process that met it.
 """
 
 from __future__ import annotations
