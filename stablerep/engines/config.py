@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stablerep.config import UserError, check_choice
+from stablerep.config import check_at_least, check_choice
 
 COMPILED = ("onnx", "trt")
 DTYPES = ("auto", "fp32", "fp16", "bf16")
@@ -40,8 +40,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         check_choice("--engine", self.engine, COMPILED)
         check_choice("--dtype", self.dtype, DTYPES)
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
+        check_at_least(self, batch_size=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +71,7 @@ class VerifyConfig:
     """auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
+        check_at_least(self, batch_size=1)
 
 
 @dataclass(frozen=True, kw_only=True)

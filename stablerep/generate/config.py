@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stablerep.config import UserError, check_choice
+from stablerep.config import UserError, check_at_least, check_choice
 from stablerep.storage import Folder, place
 
 if TYPE_CHECKING:  # pyarrow, which --help does without
@@ -176,10 +176,9 @@ class GenerateConfig:
         check_choice("--jpeg-encoder", self.jpeg_encoder, JPEG_ENCODERS)
         check_choice("--screen", self.screen, SCREENS)
         object.__setattr__(self, "out", out if isinstance(out := place(self.out), Path) else str(out))
-        for name in ("num_images_per_prompt", "num_inference_steps", "prompts_per_shard", "batch_size"):
-            _at_least_one(name, getattr(self, name))
-        if self.image_size is not None:
-            _at_least_one("image_size", self.image_size)
+        check_at_least(
+            self, num_images_per_prompt=1, num_inference_steps=1, prompts_per_shard=1, batch_size=1, image_size=1
+        )
         if self.num_images_per_prompt > 10_000:
             raise UserError(f"--num-images-per-prompt must be at most 10000, got {self.num_images_per_prompt}")
         self._check_guidance()
@@ -278,8 +277,3 @@ class GenerateConfig:
 
 def sweep_folder_name(guidance_scale: float) -> str:
     return SWEEP_PREFIX + repr(guidance_scale).removesuffix(".0")
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
