@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stablerep.config import UserError, check_at_least, check_choice
+from stablerep.engines.config import DTYPES
 from stablerep.storage import Folder, place
 
 if TYPE_CHECKING:  # pyarrow, which --help does without
@@ -20,7 +21,6 @@ SCHEDULERS = (
     *FUSED_SCHEDULERS, "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpmsolver_singlestep", "euler_ancestral", "heun",
     "lcm", "lms", "pndm", "sde-dpmsolver++", "tcd", "unipc",
 )  # fmt: skip
-DTYPES = ("auto", "fp32", "fp16", "bf16")
 FORMATS = ("jpg", "png", "webp")
 JPEG_ENCODERS = ("auto", "pil", "nvimgcodec")
 SCREENS = ("keep", "flag", "drop")
