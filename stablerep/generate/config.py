@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stablerep.config import UserError, check_at_least, check_choice
 from stablerep.engines.config import DTYPES
+from stablerep.prompts.encoding import is_encoding
 from stablerep.storage import Folder, place
 
 if TYPE_CHECKING:  # pyarrow, which --help does without
@@ -51,8 +52,16 @@ class GenerateConfig:
     """
 
     prompts: Path
-    """File of prompts: .txt (one a line), .csv, .jsonl or .parquet (column prompt, caption or text; columns
-    guidance_scale, negative_prompt and seed, where not empty, win over the run's own; - is no negative_prompt)."""
+    """File of prompts: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet (column prompt, caption or text;
+    columns guidance_scale, negative_prompt and seed, where not empty, win over the run's own; - is no negative_prompt;
+    a column label, class or concept goes into the shards)."""
+
+    encoding: str | None = None
+    """Of --prompts, for instance cp932 or cp1252, as Excel saves CSV. If not given what its byte order mark says, else
+    UTF-8."""
+
+    csv_plain: bool = False
+    """Take each line of a CSV of one column whole, with its commas."""
 
     out: str | Path
     """Folder for the shards, or a URL: s3://bucket/run, gs://, az:// or what else fsspec opens. The same command again
@@ -167,6 +176,8 @@ class GenerateConfig:
     """What the machine costs; --dry-run then prints what the run would cost."""
 
     def __post_init__(self) -> None:
+        if self.encoding and not is_encoding(self.encoding):
+            raise UserError(f"--encoding {self.encoding} is unknown; for instance cp932, gb18030, cp1252 or utf-16")
         check_choice("--engine", self.engine, ENGINES)
         if self.compile and self.engine != "torch":
             raise UserError(f"--compile goes with --engine torch, not {self.engine}")

@@ -1,21 +1,25 @@
-"""Prompts from text, CSV, JSONL or Parquet files. A prompt's id is its row number.
+"""Prompts from text, CSV, JSON or Parquet files. A prompt's id is its row number.
 
-A table may also say, for some rows or all, with what guidance_scale, negative_prompt and seed to paint them.
+A table may also say, for some rows or all, with what guidance_scale, negative_prompt and seed to paint them, and to
+which class (label) they belong.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stablerep.config import UserError
+from stablerep.prompts.encoding import EncodingError
+from stablerep.prompts.table import NoColumn, column_key, read_rows
 
 NO_NEGATIVE_PROMPT = "-"  # an empty cell says nothing: CSV knows no other empty text
 COLUMNS = ("prompt", "caption", "text")  # the first of these that a table has
+LABELS = ("label", "class", "concept")  # likewise
 
 
 @dataclass(frozen=True)
@@ -26,65 +30,58 @@ class Prompt:
     negative_prompt: str | None = None  # "": none, whatever the run's
     seed: int | None = None
     problem: str = ""  # why its row holds no text; it is named and counted, the others are painted
+    label: str | None = None  # None: no row of the file has one; "": this one has none
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Read a prompts file: .txt has one a line, .csv, .jsonl and .parquet a column prompt, caption or text.
+def read_prompts(path: Path, encoding: str | None = None, csv_plain: bool = False) -> list[Prompt]:
+    """Read a prompts file.
+
+    .txt has a prompt a line; .csv (its header says whether with commas, semicolons or tabs), .tsv, .jsonl, .json (an
+    array) and .parquet have a column prompt, caption or text. Names of columns count without case and outer blanks.
 
     Columns guidance_scale, negative_prompt and seed override the run's own where they are not empty; a negative_prompt
-    of "-" is none at all.
+    of "-" is none at all. A column label, class or concept is kept.
     An empty line between others is a prompt too (the unconditional picture), so that ids stay row numbers. So is a row
     that holds no text: its prompt has a problem instead.
 
+    Args:
+        encoding: of a text file; None: what its byte order mark says, or UTF-8.
+        csv_plain: a line of a CSV of one column is one prompt, with all its commas.
+
     Raises:
-        UserError: no such file, an unknown ending, no prompt in it, or a setting out of range.
+        UserError: no such file, an unknown ending or another encoding, no prompt in it, a row of a CSV with cells too
+            many or an open quote, or a setting out of range.
     """
-    readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"--prompts {path}: unknown ending {path.suffix!r}; use one of {', '.join(readers)}")
     try:
-        prompts = [_prompt(number, row) for number, row in enumerate(reader(path))]
+        prompts = [_prompt(number, row) for number, row in enumerate(read_rows(path, COLUMNS, encoding, csv_plain))]
     except FileNotFoundError as error:
         raise UserError(f"--prompts {path} does not exist") from error
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+    except EncodingError as error:
+        raise UserError(
+            f"--prompts {path} {error}; it is probably {error.likely}: add --encoding {error.likely}"
+        ) from error
+    except NoColumn as error:
+        raise UserError(f"--prompts {path} {_without_column(error.columns)}") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"--prompts {path} cannot be read: {' '.join(str(error).split())}") from error
     if not any(prompt.text for prompt in prompts):
         problem = next((f"row {prompt.id}: {prompt.problem}" for prompt in prompts if prompt.problem), "")
         if problem:
             raise UserError(f"--prompts {path} cannot be read: {problem}")
         raise UserError(f"--prompts {path} is empty; write one prompt a line")
+    if any(prompt.label for prompt in prompts):
+        return [dataclasses.replace(prompt, label=prompt.label or "") for prompt in prompts]
     return prompts
 
 
-def _read_text(path: Path) -> list[Any]:
-    return list(path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+def without_labels(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts as a version before labels read them."""
+    return [dataclasses.replace(prompt, label=None) for prompt in prompts]
 
 
-def _read_csv(path: Path) -> list[Any]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
-
-
-def _read_jsonl(path: Path) -> list[Any]:
-    return [_json(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-
-
-def _read_parquet(path: Path) -> list[Any]:
-    import pyarrow as pa  # 0.2 s: only a Parquet file pays for it
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path).to_pylist()
-    except pa.ArrowException as error:
-        raise ValueError(str(error)) from error
-
-
-def _json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return error
+def _without_column(columns: list[str]) -> str:
+    has = ", ".join(map(repr, columns[:10])) or "none"
+    return f"has no column {', '.join(COLUMNS)}; its columns are {has}: rename the one with the prompts"
 
 
 def _prompt(number: int, row: Any) -> Prompt:
@@ -93,18 +90,22 @@ def _prompt(number: int, row: Any) -> Prompt:
         return Prompt(number, "", problem=f"is no JSON: {row}")
     settings: dict[str, Any] = {}
     if isinstance(row, dict):
-        column = next((column for column in COLUMNS if column in row), None)
+        cells = _by_key(row)
+        column = next((column for column in COLUMNS if column in row), None)  # as spelled here before all others
+        column = column or next((column for column in COLUMNS if column in cells), None)
         if column is None:
             return Prompt(number, "", problem=f"no column {', '.join(COLUMNS)}")
+        label = next((cells[name] for name in LABELS if name in cells), None)
         try:
             settings = {
-                "guidance_scale": _guidance_scale(row.get("guidance_scale")),
-                "negative_prompt": _negative_prompt(row.get("negative_prompt")),
-                "seed": _seed(row.get("seed")),
+                "guidance_scale": _guidance_scale(cells.get("guidance_scale")),
+                "negative_prompt": _negative_prompt(cells.get("negative_prompt")),
+                "seed": _seed(cells.get("seed")),
+                "label": None if _is_missing(label) else " ".join(str(label).split()),
             }
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from None
-        row = "" if _is_missing(row[column]) else row[column]
+        row = "" if _is_missing(cells[column]) else cells[column]
     if isinstance(row, int | float):
         row = str(row)
     if not isinstance(row, str):
@@ -114,6 +115,14 @@ def _prompt(number: int, row: Any) -> Prompt:
     except UnicodeEncodeError:
         return Prompt(number, "", problem="holds half of a character (a lone surrogate)")
     return Prompt(number, " ".join(row.split()), **settings)
+
+
+def _by_key(row: dict[Any, Any]) -> dict[str, Any]:
+    """Cells by the key of their column; a column that is spelled as its key goes before its likes."""
+    cells: dict[str, Any] = {}
+    for name, cell in row.items():
+        cells.setdefault(column_key(name), cell)
+    return cells | {name: cell for name, cell in row.items() if name in cells}
 
 
 def _negative_prompt(value: Any) -> str | None:

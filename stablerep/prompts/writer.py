@@ -16,6 +16,7 @@ from pathlib import Path
 from stablerep import atomic
 from stablerep.config import UserError
 from stablerep.prompts.config import ClassPrompt, PromptsConfig
+from stablerep.prompts.encoding import EncodingError, decode
 from stablerep.prompts.grammar import Grammar, read_grammar
 
 # Up to here all numbers are shuffled; above, numbers are drawn and those seen before skipped, which needs no list.
@@ -57,9 +58,11 @@ def write_prompts(config: PromptsConfig) -> str:
 def read_classes(path: Path) -> list[str]:
     """Classes, one a line; empty lines and repeated classes are left out."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = decode(path.read_bytes()).splitlines()
     except FileNotFoundError as error:
         raise UserError(f"--classes {path} does not exist") from error
+    except EncodingError as error:
+        raise UserError(f"--classes {path} {error}; it is probably {error.likely}: save it as UTF-8") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {path} cannot be read: {' '.join(str(error).split())}") from error
     classes = list(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))

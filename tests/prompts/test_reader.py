@@ -55,7 +55,12 @@ def test_jsonl_keeps_a_row_a_prompt(tmp_path_factory: pytest.TempPathFactory, te
         ("p.txt", b"", "is empty"),
         ("p.txt", b" \n \n", "is empty"),
         ("p.txt", b"\xff\xfe\x00", "cannot be read"),
-        ("p.csv", b"name\ncat\n", "no column prompt"),
+        ("p.csv", b"name; n\ncat;1\n", r"has no column prompt, caption, text; its columns are 'name', ' n': rename"),
+        ("p.tsv", b"prompt,n\ncat,1\n", "its columns are 'prompt,n'"),
+        ("p.jsonl", b'{"name": "cat"}\n{"n": 1}\n', "its columns are 'name', 'n'"),
+        ("p.json", b'{"prompt": ["cat"]}', "it holds one dict; write an array"),
+        ("p.json", b'["cat"', "cannot be read"),
+        ("p.csv", b"", "is empty"),
         ("p.jsonl", b'{"prompt": ', "cannot be read"),
         ("p.parquet", b"PAR1", "cannot be read"),
         ("p.doc", b"cat", "unknown ending"),
@@ -150,3 +155,91 @@ def test_a_row_without_text_is_named_and_the_others_are_read(tmp_path: Path) -> 
     words = ["", "is no text but a list", "no column prompt", "is no JSON", "a lone surrogate", "", "NoneType"]
     assert [word in prompt.problem for word, prompt in zip(words, prompts, strict=True)] == [True] * 7
     assert [bool(prompt.problem) for prompt in prompts] == [bool(word) for word in words]
+
+
+def spelled(ending: str, names: list[str], rows: list[list[str]]) -> str:
+    if ending in ("jsonl", "json"):
+        objects = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+        return "\n".join(objects) if ending == "jsonl" else f"[{', '.join(objects)}]"
+    delimiter = {"csv": ",", "tsv": "\t", "excel": ";"}[ending]
+    return "\r\n".join(delimiter.join(row) for row in [names, *rows])
+
+
+@pytest.mark.parametrize("ending", ["csv", "excel", "tsv", "jsonl", "json"])
+def test_columns_are_found_whatever_their_case_and_blanks(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"p.{ending.replace('excel', 'csv')}"
+    rows = [["a shoe", "4", "boots"], ["a bag", "5", ""]]
+    path.write_text(spelled(ending, [" Prompt", "SEED ", "Class"], rows))
+    assert read_prompts(path) == [Prompt(0, "a shoe", seed=4, label="boots"), Prompt(1, "a bag", seed=5, label="")]
+
+
+def test_a_column_spelled_as_its_name_goes_before_its_likes(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Prompt,text,TEXT\nno,yes,no\n")
+    assert read_prompts(tmp_path / "p.csv") == [Prompt(0, "yes")]
+
+
+def test_the_delimiter_follows_from_the_header_alone(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na shoe; red; new\na bag\twith a tab\n")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "p.csv")] == ["a shoe; red; new", "a bag with a tab"]
+    (tmp_path / "p.csv").write_text("caption;n\na shoe, red, new;1\n")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "p.csv")] == ["a shoe, red, new"]
+
+
+@pytest.mark.parametrize("names", [["prompt", "label"], ["label", "prompt", "class"], ["concept", "class", "prompt"]])
+def test_the_first_column_of_labels_that_is_there(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(",".join(names) + "\n" + ",".join(f"the {name}" for name in names))
+    expected = next(f"the {name}" for name in ("label", "class", "concept") if name in names)
+    assert read_prompts(path)[0].label == expected
+    path.write_text(",".join(names) + "\n" + ",".join(name if name == "prompt" else " " for name in names))
+    assert read_prompts(path)[0].label is None
+
+
+def test_labels_identify_a_file_where_it_has_some() -> None:
+    plain, labelled, other = (Prompt(0, "a", label=label) for label in (None, "x", "y"))
+    assert hash_prompts([plain]) == hash_prompts([Prompt(0, "a")]) == "ca978112ca1b"  # as before labels
+    assert len({hash_prompts([prompt]) for prompt in (plain, labelled, other)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "prompt\na bag\na dark shoe, red laces\n",
+            r"row 1 \(line 3\) has 2 cells and the header 1; put .*--csv-plain",
+        ),
+        (
+            "prompt,n\na bag,1\na shoe, red,2\n",
+            r"row 1 \(line 3\) has 3 cells and the header 2; put a text with a comma",
+        ),
+        ('prompt\na\n"b\n"c"\nd\n', r"row 1 \(line 3\) has a quote that nothing closes"),
+        ('prompt,negative_prompt\n\n"a shoe,b\nc,d\n', r"row 0 \(line 3\) has a quote"),
+        (
+            'prompt\n"a ""nice"" dog"\n"a "bad" dog"\n',
+            r"row 1 \(line 3\) has a quote that nothing closes, or that text",
+        ),
+    ],
+)
+def test_a_csv_that_would_lose_text_is_refused_by_row(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "p.csv").write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_prompts(tmp_path / "p.csv")
+    assert "\n" not in str(error.value)
+
+
+def test_cells_beyond_the_header_that_are_empty_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text('prompt,n\n"two\nlines",1,,\nshort\n')
+    assert [prompt.text for prompt in read_prompts(tmp_path / "p.csv")] == ["two lines", "short"]
+
+
+def test_csv_plain_takes_lines_whole(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text('Prompt\na dark shoe, red laces\n\n"a bag, blue"\na 5" heel, "new"\n')
+    expected = ["a dark shoe, red laces", "a bag, blue", 'a 5" heel, "new"']
+    assert [prompt.text for prompt in read_prompts(path, csv_plain=True)] == expected
+    path.write_text("prompt,n\na,1\n")
+    with pytest.raises(UserError, match="--csv-plain is for a CSV of one column; the header has 2: 'prompt', 'n'"):
+        read_prompts(path, csv_plain=True)
+    (tmp_path / "p.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"--csv-plain .* leave it out"):
+        read_prompts(tmp_path / "p.txt", csv_plain=True)

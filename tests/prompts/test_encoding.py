@@ -1,0 +1,57 @@
+"""Files as Excel and older editors save them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stablerep.config import UserError
+from stablerep.generate.config import GenerateConfig
+from stablerep.prompts import read_prompts
+from stablerep.prompts.encoding import decode, likely_encoding
+
+TEXTS = {
+    "cp932": ["暗い色の靴の写真", "白いバッグ, ﾊﾝﾄﾞ"],
+    "euc_jp": ["暗い色の靴の写真", "白いバッグ"],
+    "gb2312": ["一张深色鞋子的照片", "白色的包"],
+    "big5": ["一張深色鞋子的照片", "白色的包"],
+    "cp949": ["어두운 신발 사진", "하얀 가방"],
+    "cp1252": ["ein Stiefel für den Händler", "a bag – it’s “white”", "une robe très légère"],
+    "utf-16-le": ["a photo of a shoe", "Stiefel für Zürich"],
+    "utf-16-be": ["a photo of a shoe", "暗い色の靴"],
+}
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv"])
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_another_encoding_is_named_and_then_read(encoding: str, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"p.{ending}"
+    lines = TEXTS[encoding] if ending == "txt" else ["prompt;n", *(f'"{text}";1' for text in TEXTS[encoding])]
+    path.write_bytes("\r\n".join(lines).encode(encoding))
+    with pytest.raises(UserError, match=f"it is probably {encoding}: add --encoding {encoding}$") as error:
+        read_prompts(path)
+    assert "\n" not in str(error.value)
+    assert [prompt.text for prompt in read_prompts(path, encoding)] == TEXTS[encoding]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_byte_order_mark_says_how(encoding: str, given: bool, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("a shoe\n靴\n".encode(encoding))
+    prompts = read_prompts(tmp_path / "p.txt", encoding.removesuffix("-sig") if given else None)
+    assert [prompt.text for prompt in prompts] == ["a shoe", "靴"]
+
+
+def test_a_file_in_another_encoding_than_the_named(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("für\n".encode("cp1252"))
+    with pytest.raises(UserError, match="is no ascii text; it is probably cp1252"):
+        read_prompts(tmp_path / "p.txt", "ascii")
+    assert decode(b"\x81\xfe", "latin-1") == "\x81þ"
+    assert likely_encoding(b"a\x81 \xfe") == "latin-1"  # what cp1252 leaves undefined
+
+
+@pytest.mark.parametrize("name", ["cp99999", "base64"])
+def test_an_unknown_encoding(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--encoding {name} is unknown"):
+        GenerateConfig(prompts=tmp_path / "p.txt", out=tmp_path, encoding=name)
