@@ -16,10 +16,11 @@ from stablerep.config import UserError
 from stablerep.engines.module import DTYPES
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import decide_encoder, to_file
-from stablerep.generate.identity import check_folder, check_sweep_folder, resume_choices
+from stablerep.generate.identity import check_folder, check_sweep_folder, resume_choices, resume_prompts
 from stablerep.generate.painter import BatchSize, open_painter, paint_shard
 from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.shard_writer import read_done
+from stablerep.generate.worker import warn_of_scripts
 from stablerep.prompts import Prompt, read_prompts
 
 MOST_SECONDS = 60.0  # for the batch that is measured, if one picture alone is slow
@@ -92,11 +93,12 @@ def estimate(config: GenerateConfig) -> Estimate | SweepEstimate:
     Raises:
         UserError: what generate() would refuse.
     """
-    prompts = read_prompts(Path(config.prompts))
+    prompts = read_prompts(Path(config.prompts), config.encoding, config.csv_plain)
     workers = _workers(config)
     runs = config.runs()
     with distributed.start(config.device) as device:
         pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
+        warn_of_scripts(config, prompts, pipeline.reads_latin_only)
         if len(runs) == 1:
             return _estimate(config, prompts, pipeline, device, workers)
         check_sweep_folder(config, prompts, pipeline.weights_hash)
@@ -108,7 +110,7 @@ def _estimate(
 ) -> Estimate:
     config = decide_encoder(resume_choices(config), device)
     whole = open_painter(config, pipeline, device, guided=config.is_guided(prompts))
-    check_folder(config, prompts, whole.engine.name, pipeline.weights_hash)
+    check_folder(config, resume_prompts(config.folder, prompts), whole.engine.name, pipeline.weights_hash)
 
     def paint(count: int) -> tuple[list[int], float, int]:
         """Sizes of the encoded pictures, seconds a picture, and the batch that fitted."""

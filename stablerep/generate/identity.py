@@ -15,7 +15,7 @@ from stablerep import shards
 from stablerep.config import UserError, to_dict
 from stablerep.generate import scorers
 from stablerep.generate.config import SWEEP_PREFIX, GenerateConfig
-from stablerep.prompts import Prompt
+from stablerep.prompts import Prompt, without_labels
 from stablerep.run_folder import refuse_other_run
 from stablerep.storage import Folder, read_all
 
@@ -27,6 +27,14 @@ def resume_choices(config: GenerateConfig) -> GenerateConfig:
     recorded = {"jpeg_encoder": "pil"} | dataset["config"]
     chosen = {name: recorded[name] for name in ("engine", "jpeg_encoder") if getattr(config, name) == "auto"}
     return dataclasses.replace(config, **chosen)
+
+
+def resume_prompts(out: Folder, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """The prompts without their labels where a folder was begun by a version that did not read those, to go on so."""
+    if (dataset := shards.read_dataset(out)) is None:
+        return prompts
+    unlabelled = without_labels(prompts)
+    return unlabelled if dataset["config"].get("prompts") == hash_prompts(unlabelled) else prompts
 
 
 def begin_or_resume(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> None:
@@ -69,7 +77,11 @@ def check_sweep_folder(config: GenerateConfig, prompts: Sequence[Prompt], weight
     """
     out = config.folder
     own = ("guidance_scale", "engine", "jpeg_encoder")  # each run's; what `auto` chose is in each dataset.json
-    shared = {name: value for name, value in identity_of(config, prompts, weights_hash).items() if name not in own}
+
+    def shared(entry: Folder) -> dict[str, Any]:
+        identity = identity_of(config, resume_prompts(entry, prompts), weights_hash)
+        return {name: value for name, value in identity.items() if name not in own}
+
     if (out / "dataset.json").exists():
         raise UserError(f"--out {out} holds one run; choose another --out for several values of --guidance-scale")
     if not out.exists():
@@ -81,7 +93,8 @@ def check_sweep_folder(config: GenerateConfig, prompts: Sequence[Prompt], weight
         path = entry / "dataset.json"
         if path.exists():
             earlier = _read_config(path)
-            refuse_other_run(entry, {name: earlier[name] for name in shared if name in earlier}, shared)
+            wanted = shared(entry)
+            refuse_other_run(entry, {name: earlier[name] for name in wanted if name in earlier}, wanted)
 
 
 def identity_of(config: GenerateConfig, prompts: Sequence[Prompt], weights_hash: str) -> dict[str, Any]:
@@ -95,6 +108,8 @@ def hash_prompts(prompts: Sequence[Prompt]) -> str:
     own = [(prompt.guidance_scale, prompt.negative_prompt, prompt.seed) for prompt in prompts]
     if any(value is not None for values in own for value in values):
         digest.update(b"\0" + json.dumps(own).encode())
+    if any(prompt.label for prompt in prompts):
+        digest.update(b"\0labels" + json.dumps([prompt.label for prompt in prompts]).encode())
     return digest.hexdigest()[:12]
 
 

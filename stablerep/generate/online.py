@@ -24,7 +24,8 @@ from stablerep.generate.denoise import MOST_INDICES
 from stablerep.generate.identity import identity_of
 from stablerep.generate.painter import Painter, PictureId, encode_prompts, fitting_batches, open_painter, paint_batch
 from stablerep.generate.pipeline import open_pipeline
-from stablerep.prompts import Prompt, read_prompts
+from stablerep.generate.worker import warn_of_scripts
+from stablerep.prompts import Prompt, read_prompts, without_labels
 
 # What concerns files alone, or what is done on the host with all pictures of a prompt before them.
 UNUSED = ("image_format", "prompts_per_shard", "screen_retries", "duplicate_within")
@@ -64,11 +65,14 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
     Raises:
         UserError: bad prompts or model.
     """
-    prompts = {prompt.id: prompt for prompt in read_prompts(Path(config.prompts))}
+    # Labels reach no pixel, and trainings begun before they were read go on.
+    read = without_labels(read_prompts(Path(config.prompts), config.encoding, config.csv_plain))
+    prompts = {prompt.id: prompt for prompt in read}
     paintable = [prompt.id for prompt in prompts.values() if not prompt.problem]
     if left_out := len(prompts) - len(paintable):
         log.warning("--prompts %s: %d of %d rows hold no text and are left out", config.prompts, left_out, len(prompts))
     pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
+    warn_of_scripts(config, read, pipeline.reads_latin_only)
     painter = open_painter(config, pipeline, device, guided=config.is_guided(prompts.values()))
     identity = identity_of(config, list(prompts.values()), pipeline.weights_hash)
     identity = {name: value for name, value in identity.items() if name not in UNUSED}

@@ -58,6 +58,16 @@ class Pipeline:
         """Whether the UNet takes the guidance scale as an input (LCM), and so needs no unguided half."""
         return self.unet.config.time_cond_proj_dim is not None
 
+    @property
+    def reads_latin_only(self) -> bool:
+        """Whether the text encoder knows no script but Latin, so that others come to it in pieces without a meaning.
+
+        Decided by the kind of tokenizer. CLIP's byte pairs were made of English captions and cut a letter of another
+        script into its bytes. A model for other languages brings another kind: XLM-R, mT5 and Japanese models
+        SentencePiece, multilingual and Chinese BERT WordPiece.
+        """
+        return isinstance(self.tokenizer, CLIPTokenizer)
+
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Conditioning:
         """A row a prompt; what exceeds the tokenizer's length is cut."""

@@ -148,6 +148,7 @@ class RayPool:
         self._ready_worker()
         assert self._first is not None
         self.weights_hash, self.device_name = self._first.weights_hash, self._first.device_name
+        self.reads_latin_only = self._first.reads_latin_only
 
     def close(self) -> None:
         """End all workers, whatever they are at."""

@@ -45,6 +45,7 @@ class WorkerInfo:
     device_name: str
     arithmetic: str  # workers that differ in this may round differently
     weights_hash: str
+    reads_latin_only: bool  # as of its Pipeline
     log_lines: list[LogLine]
 
 
@@ -104,7 +105,12 @@ class RayWorker:
         if device == "cpu":
             arithmetic += f", {torch.backends.cpu.get_cpu_capability()}"
         return WorkerInfo(
-            platform.node(), worker.device_name, arithmetic, worker.pipeline.weights_hash, self._log_buffer.drain()
+            platform.node(),
+            worker.device_name,
+            arithmetic,
+            worker.pipeline.weights_hash,
+            worker.pipeline.reads_latin_only,
+            self._log_buffer.drain(),
         )
 
     def _begin(self, run: RunSpec) -> Backends:

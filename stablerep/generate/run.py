@@ -11,7 +11,7 @@ from typing import Any
 from stablerep import distributed, shards
 from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.identity import begin_or_resume, check_sweep_folder, resume_choices
+from stablerep.generate.identity import begin_or_resume, check_sweep_folder, resume_choices, resume_prompts
 from stablerep.generate.shard_writer import open_writer
 from stablerep.generate.summary import (
     UNREADABLE,
@@ -21,8 +21,8 @@ from stablerep.generate.summary import (
     mean_scores,
     reasons_in,
 )
-from stablerep.generate.worker import Backends, Block, LocalPool, RunSpec, Worker, WorkerPool
-from stablerep.prompts import Prompt, read_prompts
+from stablerep.generate.worker import Backends, Block, LocalPool, RunSpec, Worker, WorkerPool, warn_of_scripts
+from stablerep.prompts import Prompt, caption_key, read_prompts
 from stablerep.runlog import progress
 from stablerep.storage import reach, write
 
@@ -37,9 +37,10 @@ def generate(config: GenerateConfig, repaint: Collection[int] = ()) -> GenerateS
     """
     if config.dry_run:
         raise UserError("--dry-run paints no shards; in Python call stablerep.generate.dry_run.estimate(config)")
-    prompts = read_prompts(Path(config.prompts))
+    prompts = read_prompts(Path(config.prompts), config.encoding, config.csv_plain)
     reach(config.folder)
     with _open_pool(config) as pool:
+        warn_of_scripts(config, prompts, pool.reads_latin_only)
         runs = config.runs()
         if len(runs) == 1:
             return _generate(config, prompts, pool, repaint)
@@ -64,6 +65,7 @@ def _generate(
     config: GenerateConfig, prompts: Sequence[Prompt], pool: WorkerPool, repaint: Collection[int]
 ) -> GenerateSummary:
     per_shard, k = config.prompts_per_shard, config.num_images_per_prompt
+    prompts = resume_prompts(config.folder, prompts)
     backends = pool.begin(RunSpec(resume_choices(config), config.is_guided(prompts)))
     config = dataclasses.replace(config, jpeg_encoder=backends.jpeg_encoder)
     begin_or_resume(config, prompts, backends.engine, pool.weights_hash)
@@ -106,6 +108,7 @@ def _summarise(
         wait_share=run_progress.wait_share,
         prompts=len(prompts),
         prompts_empty=sum(not prompt.text and not prompt.problem for prompt in prompts),
+        prompts_repeated=_count_repeated(prompts),
         prompts_cut=pool.count_cut([prompt.text for prompt in prompts]),
         prompts_unreadable=reasons.pop(UNREADABLE, 0) // config.num_images_per_prompt,
         prompts_short=sum(each["short"] for each in stats),
@@ -117,3 +120,8 @@ def _summarise(
         batch_size=pool.batch_size,
         workers=run_progress.most_workers,
     )
+
+
+def _count_repeated(prompts: Sequence[Prompt]) -> int:
+    keys = [caption_key(prompt.text) for prompt in prompts if prompt.text]
+    return len(keys) - len(set(keys))

@@ -80,6 +80,7 @@ class GenerateSummary:
     wait_share: float  # of these seconds, those that painting stood still for encoding and writing
     prompts: int
     prompts_empty: int
+    prompts_repeated: int  # whose caption an earlier row has too, by prompts.caption_key
     prompts_cut: int  # longer than the tokenizer takes
     prompts_unreadable: int  # no text, or none that the text encoder takes: no pictures
     prompts_short: int  # with fewer than K pictures, because others were not kept
@@ -111,6 +112,7 @@ class GenerateSummary:
             f"{count} prompts {what}"
             for count, what in (
                 (self.prompts_empty, "empty, painted without text"),
+                (self.prompts_repeated, "repeat the caption of an earlier row"),
                 (self.prompts_cut, "longer than the tokenizer takes, cut"),
                 (self.prompts_unreadable, "unreadable, left out"),
                 (self.prompts_short, "with fewer pictures than asked for (--screen-retries)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,7 +18,9 @@ from stablerep.generate.encode import decide_encoder, to_file
 from stablerep.generate.painter import PaintedPicture, open_painter, paint_shard
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.summary import RunProgress
-from stablerep.prompts import Prompt
+from stablerep.prompts import Prompt, is_outside_latin
+
+log = logging.getLogger("stablerep.generate")
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,15 @@ class Worker:
         samples = []
         for prompt, of_prompt in zip(block.prompts, pictures, strict=True):
             settings = asdict(config.settings_of(prompt))
+            # Not in every row: the bytes of runs whose prompts have no labels stay as they are.
+            label = {} if prompt.label is None else {"label": prompt.label}
             samples.append(
                 shards.Sample(
                     prompt_id=prompt.id,
                     prompt=prompt.text,
                     ending=config.image_format,
-                    pictures=[_shard_picture(picture, settings | row, config) for picture in of_prompt],
-                    settings=settings,
+                    pictures=[_shard_picture(picture, label | settings | row, config) for picture in of_prompt],
+                    settings=label | settings,
                 )
             )
         return samples
@@ -114,6 +119,18 @@ def _shard_picture(picture: PaintedPicture, row: dict[str, Any], config: Generat
     return shards.Picture(picture.index, b"" if file is None else file.data, row)
 
 
+def warn_of_scripts(config: GenerateConfig, prompts: Sequence[Prompt], reads_latin_only: bool) -> None:
+    """Say how many prompts are in a script that the model's text encoder does not know, if any are."""
+    texts = [prompt.text for prompt in prompts if prompt.text]
+    if reads_latin_only and (foreign := sum(map(is_outside_latin, texts))):
+        log.warning(
+            "--prompts %s: %d of %d prompts (%.0f %%) are not in Latin script, which is all that the text encoder of "
+            "--model %s knows: their pictures will not show what they say; translate them to English (or the class "
+            "list, for stablerep-prompts), or take a model of their language",
+            config.prompts, foreign, len(texts), 100 * foreign / len(texts), config.model,
+        )  # fmt: skip
+
+
 class WorkerPool(Protocol):
     """The workers of a call: LocalPool, or ray_dispatch.RayPool."""
 
@@ -126,6 +143,10 @@ class WorkerPool(Protocol):
     @property
     def batch_size(self) -> int:
         """The largest that has fitted everywhere."""
+
+    @property
+    def reads_latin_only(self) -> bool:
+        """As Pipeline.reads_latin_only."""
 
     def begin(self, run: RunSpec) -> Backends:
         """As Worker.begin."""
@@ -154,6 +175,10 @@ class LocalPool:
     @property
     def batch_size(self) -> int:
         return self._worker.painter.batch_size.value
+
+    @property
+    def reads_latin_only(self) -> bool:
+        return self._worker.pipeline.reads_latin_only
 
     def begin(self, run: RunSpec) -> Backends:
         return self._worker.begin(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ import stablerep
 from stablerep import atomic, cli
 from stablerep.config import UserError
 from stablerep.generate.verify import verify
-from stablerep.shards import index_shards
+from stablerep.shards import index_shards, read_pictures
 
 FEW = {"num_images_per_prompt": 1, "num_inference_steps": 1, "prompts_per_shard": 2, "batch_size": 4, "device": "cpu"}
 
@@ -132,3 +133,21 @@ def test_prompts_that_changed_since_the_run_began(prompts: Path, tmp_path: Path,
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_folder_begun_before_labels_were_read_goes_on_with_the_same_bytes(prompts: Path, tmp_path: Path) -> None:
+    texts = prompts.read_text().splitlines()
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text("".join(json.dumps({"prompt": text, "class": "bag"}) + "\n" for text in texts))
+    for name in ("old", "whole"):  # as an earlier version began it: without a label
+        stablerep.generate(prompts=prompts, out=tmp_path / name, **FEW)
+    for ending in (".tar", ".parquet", "_stats.json"):
+        (tmp_path / f"old/000001{ending}").unlink()
+    assert stablerep.generate(prompts=labelled, out=tmp_path / "old", **FEW).images_made == 2
+    for name in ("000001.tar", "000001.parquet"):
+        assert (tmp_path / "old" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    begun = stablerep.generate(prompts=labelled, out=tmp_path / "new", **FEW)
+    assert (begun.images, {row["label"] for row, _ in read_pictures(tmp_path / "new")}) == (4, {"bag"})
+    labelled.write_text(labelled.read_text().replace('"class": "bag"', '"class": "shoe"'))
+    with pytest.raises(UserError, match="what a row says besides its text has changed"):
+        stablerep.generate(prompts=labelled, out=tmp_path / "new", **FEW)

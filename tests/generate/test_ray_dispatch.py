@@ -179,7 +179,7 @@ def test_room_in_a_cluster(two_processors: None, tmp_path: Path, monkeypatch: py
 
 
 def handle(*blocks: Block) -> ray_dispatch._WorkerHandle:
-    return ray_dispatch._WorkerHandle(None, "worker", WorkerInfo("host", "cpu", "", "", []), list(blocks))
+    return ray_dispatch._WorkerHandle(None, "worker", WorkerInfo("host", "cpu", "", "", True, []), list(blocks))
 
 
 def test_blocks_that_failed_are_tried_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -11,12 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from transformers import BertTokenizer
 
 import stablerep
 from stablerep import cli, shards
 from stablerep.config import UserError, parse
 from stablerep.generate.config import GenerateConfig, sweep_folder_name
 from stablerep.generate.dry_run import estimate
+from stablerep.generate.pipeline import Pipeline
 from stablerep.shards import index_images, index_shards
 from tests.generate.folders import digests
 
@@ -244,3 +247,31 @@ def test_verify_and_repair_go_through_all_runs(
     assert "000001.tar: " in printed and "000000_stats.json: missing" in printed
     cli.gen(["--repair", str(out)])
     assert digests(out) == whole
+
+
+def test_labels_and_repeated_captions(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Prompt;Label\na white bag;bag\nA white bag.;\n;\n;\na dress;dress\n")
+    summary = stablerep.generate(prompts=tmp_path / "p.csv", out=tmp_path / "out", **TWO_EACH)
+    assert (summary.prompts_repeated, summary.prompts_empty) == (1, 2)
+    assert "1 prompts repeat the caption of an earlier row" in str(summary)
+    assert json.loads((tmp_path / "out/summary.json").read_text())["prompts_repeated"] == 1
+    rows = [row for row, _ in shards.read_pictures(tmp_path / "out")]
+    assert [row["label"] for row in rows[::2]] == ["bag", "", "", "", "dress"]
+    with tarfile.open(tmp_path / "out/000004.tar") as tar:
+        file = tar.extractfile("000000004.json")
+        assert file and json.load(file)["label"] == "dress"
+
+
+def test_prompts_in_a_script_that_the_text_encoder_does_not_know(tmp_path: Path, caplog) -> None:
+    (tmp_path / "p.txt").write_text("暗い色の靴\na white bag\n白いバッグ\n\n", encoding="utf-8")
+    with caplog.at_level("WARNING", "stablerep.generate"):
+        stablerep.generate(prompts=tmp_path / "p.txt", out=tmp_path / "out", **TWO_EACH)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "2 of 3 prompts (67 %) are not in Latin script" in line and "translate" in line
+
+
+def test_a_model_of_another_tokenizer_is_not_warned_about(pipeline: Pipeline, tmp_path: Path) -> None:
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "靴"]))
+    assert pipeline.reads_latin_only
+    assert not dataclasses.replace(pipeline, tokenizer=BertTokenizer(str(vocabulary))).reads_latin_only
