@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 
+from stablerep import hub
 from stablerep.config import UserError
 
 INDEX = "model_index.json"
@@ -25,28 +29,23 @@ def find_folder(model: str) -> Path:
     Raises:
         UserError: neither, not to be had, or of a kind that does not open, which is seen before weights are fetched.
     """
-    if Path(model).is_dir():
-        return Path(model)
-    if Path(model).exists() or model.count("/") != 1:
-        raise UserError(f"--model {model} is neither a folder nor a hub name (owner/name)")
-    try:
-        index = DiffusionPipeline.load_config(model)
-        check_kind(model, index)
-        return Path(_download(model))
-    except UserError:
-        raise
-    except Exception as error:  # the hub client raises a dozen kinds; each means that the model is not to be had
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--model {model} cannot be fetched from the hub: {reason}") from error
+    if folder := hub.local_folder("--model", model):
+        return folder
+    index = hub.fetch("--model", model, partial(hf_hub_download, model, INDEX))
+    check_kind(model, json.loads(Path(index).read_text()))
+    return Path(hub.fetch("--model", model, partial(_download, model)))
 
 
-def _download(model: str) -> str:
-    try:
-        return DiffusionPipeline.download(model, use_safetensors=True)
-    except OSError as error:
-        if "safetensors" not in str(error):
-            raise
-    return DiffusionPipeline.download(model, use_safetensors=True, variant=VARIANT)
+def _download(model: str, local_files_only: bool) -> str:
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": local_files_only}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own, for its own call
+        try:
+            return DiffusionPipeline.download(model, **options)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+        return DiffusionPipeline.download(model, variant=VARIANT, **options)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import pytest
 import torch
 
 from stablerep import cli
+from stablerep import hub as hub_client
 from stablerep.config import UserError
 from stablerep.generate.pipeline import open_pipeline
 from tests.generate import tiny_models
@@ -219,3 +224,46 @@ def test_a_hub_name_of_another_kind_is_refused_before_its_weights_are_fetched(hu
     with pytest.raises(UserError, match="--model o/m is a StableDiffusion3Pipeline"):
         open_pipeline("o/m", CPU)
     assert set(hub.asked) <= {"model_index.json"}
+
+
+@pytest.mark.parametrize("answer", ["none", "late"])
+def test_without_a_network_a_name_is_one_line_at_once(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(hub_client, "REACH_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # and never answers
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        if answer == "none":
+            listening.close()
+        for refuse in (open_pipeline, lambda name, _: hub_client.model_folder("--model", name)):
+            start = time.perf_counter()
+            with pytest.raises(UserError, match=r"--model o/m is no folder .* the hub cannot be reached") as error:
+                refuse("o/m", CPU)
+            assert time.perf_counter() - start < 2 and "\n" not in str(error.value)
+
+
+def test_what_is_in_the_cache_opens_without_a_network(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    theirs = tiny_models.save("sd", hub.root)
+    open_pipeline("o/m", CPU)
+    hub.asked.clear()
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert same_weights(open_pipeline("o/m", CPU).unet, theirs.unet)
+    assert hub_client.model_folder("--llm", "o/m").is_dir()
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("model", ["/nope", "./x", "../x/y", "~/x", "C:\\models\\sd", "models\\sd", "a/b/c"])
+@pytest.mark.parametrize(
+    "refuse", [lambda model: open_pipeline(model, CPU), partial(hub_client.model_folder, "--model")]
+)
+def test_a_path_is_no_hub_name(refuse: Callable[[str], Any], model: str) -> None:
+    with pytest.raises(UserError, match=f"^--model {re.escape(model)}: no such folder$"):
+        refuse(model)
+
+
+def test_a_folder_below_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sd").mkdir()
+    assert hub_client.model_folder("--model", "~/sd") == tmp_path / "sd"

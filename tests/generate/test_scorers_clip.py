@@ -220,7 +220,7 @@ def test_folders_of_other_kinds(
     (remote / "config.json").write_text(json.dumps(config | {"model_type": "mine"}))
     (remote / "mine.py").write_text("raise SystemExit('code from outside')\n")
     for folder, message in (
-        (tmp_path / "nowhere", "is neither a folder nor a hub name"),
+        (tmp_path / "nowhere", "no such folder"),
         (tmp_path / "empty", "cannot be opened (AutoConfig)"),
         (save_classifier(tmp_path / "vit"), "is a vit model; give one of clip or siglip"),
         (text_only, "weights of a CLIPModel are missing, first vision_model"),

@@ -157,7 +157,7 @@ def test_folders_that_are_no_language_model(
     del content["eos_token"]
     (endless / "tokenizer_config.json").write_text(json.dumps(content))
     for folder, message in (
-        (tmp_path / "nowhere", "is neither a folder nor a hub name (owner/name)"),
+        (tmp_path / "nowhere", "no such folder"),
         (tmp_path / "empty", "cannot be opened (AutoTokenizer)"),
         (pickled, "cannot be opened (AutoModelForCausalLM)"),
         (endless, "its tokenizer has no eos_token"),
