@@ -165,7 +165,8 @@ def engine(argv: Sequence[str] | None = None) -> None:
         from stablerep.engines.commands import run
         from stablerep.generate.pipeline import open_pipeline
 
-        for line in run(config, lambda model, device, dtype: open_pipeline(model, device, dtype=dtype)):
+        model_config = getattr(config, "model_config", None)
+        for line in run(config, lambda model, device, dtype: open_pipeline(model, device, (), dtype, model_config)):
             print(line, flush=True)
 
     _command("stablerep-engine", run, argv)

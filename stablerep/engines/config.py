@@ -16,8 +16,11 @@ class BuildConfig:
     """Compile the UNet and the VAE decoder of a model; what is built already is kept."""
 
     model: str = "default"
-    """Diffusers pipeline: Stable Diffusion 1.x/2.x, SDXL, their Turbo and LCM models; a folder, a hub name, or the
-    embedded default."""
+    """Diffusers pipeline: Stable Diffusion 1.x/2.x, SDXL, their Turbo and LCM models; a folder, a hub name, one
+    safetensors file of all its weights, or the embedded default."""
+
+    model_config: str | None = None
+    """As given to stablerep-gen, for a --model that is one file."""
 
     engine: str = "onnx"
     """onnx or trt."""
@@ -60,6 +63,9 @@ class VerifyConfig:
 
     model: str = "default"
     """Diffusers pipeline whose engines are compared; engines of other models are left out."""
+
+    model_config: str | None = None
+    """As given to stablerep-gen, for a --model that is one file."""
 
     batch_size: int = 64
     """Pictures at once; an engine for fewer is compared on as many as it takes."""

@@ -71,8 +71,12 @@ class GenerateConfig:
     """Folder where finished shards wait for their upload to a URL; ~/.cache/stablerep/staging if not given."""
 
     model: str = "default"
-    """Diffusers pipeline: Stable Diffusion 1.x/2.x, SDXL, their Turbo and LCM models; a folder, a hub name, or the
-    embedded default."""
+    """Diffusers pipeline: Stable Diffusion 1.x/2.x, SDXL, their Turbo and LCM models; a folder, a hub name, one
+    safetensors file of all its weights, or the embedded default."""
+
+    model_config: str | None = None
+    """Of a --model that is one file: the folder or hub name of a pipeline of its kind, of which configs and tokenizer
+    are read; for SD 1.x and SDXL the hub's if not given."""
 
     lora: tuple[str, ...] = ()
     """PATH:WEIGHT of LoRA weights to add to the model: a safetensors file, or a folder as diffusers writes it."""

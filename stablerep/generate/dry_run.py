@@ -97,7 +97,7 @@ def estimate(config: GenerateConfig) -> Estimate | SweepEstimate:
     workers = _workers(config)
     runs = config.runs()
     with distributed.start(config.device) as device:
-        pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
+        pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype), config.model_config)
         warn_of_scripts(config, prompts, pipeline.reads_latin_only)
         if len(runs) == 1:
             return _estimate(config, prompts, pipeline, device, workers)

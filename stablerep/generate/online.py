@@ -71,7 +71,7 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
     paintable = [prompt.id for prompt in prompts.values() if not prompt.problem]
     if left_out := len(prompts) - len(paintable):
         log.warning("--prompts %s: %d of %d rows hold no text and are left out", config.prompts, left_out, len(prompts))
-    pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
+    pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype), config.model_config)
     warn_of_scripts(config, read, pipeline.reads_latin_only)
     painter = open_painter(config, pipeline, device, guided=config.is_guided(prompts.values()))
     identity = identity_of(config, list(prompts.values()), pipeline.weights_hash)

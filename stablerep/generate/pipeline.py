@@ -26,6 +26,7 @@ from stablerep.engines.conditioning import Conditioning, guidance_embedding
 from stablerep.generate.cuda import upload_floats
 from stablerep.generate.lora import fuse_lora
 from stablerep.generate.model_files import OPENS, check_kind, find_folder, is_xl, read_index, variant_of
+from stablerep.generate.single_file import is_single_file, open_single_file
 
 PACKAGE = Path(__file__).parent.parent
 # In a wheel the folder lies in the package, in a source checkout with the script that trained it.
@@ -128,11 +129,17 @@ def default_generator() -> Path:
 
 
 def open_pipeline(
-    model: str, device: torch.device, loras: Sequence[str] = (), dtype: torch.dtype | None = None
+    model: str,
+    device: torch.device,
+    loras: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    model_config: str | None = None,
 ) -> Pipeline:
-    """Open a pipeline folder, a hub name or "default"; without a dtype half precision on CUDA, single on the CPU.
+    """Open a pipeline's folder, a file of all its weights, a hub name or "default".
 
     Args:
+        dtype: by default half precision on CUDA, single on the CPU.
+        model_config: folder or hub name of the configs and the tokenizer of a model that is one file.
         loras: PATH:WEIGHT each, added to the weights; the weights' hash then is another.
 
     Raises:
@@ -141,27 +148,16 @@ def open_pipeline(
     for library in (diffusers_logging, transformers_logging):  # their bars would break ours
         library.set_verbosity_error()
         library.disable_progress_bar()
-    folder = default_generator() if model == "default" else find_folder(model)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-    try:
-        index = read_index(folder)
-        check_kind(model, index)
-        xl = is_xl(index)
-        options = {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
-        opened = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
-            folder,
-            dtype={"default": dtype, "vae": _vae_dtype(folder, dtype) if xl else dtype},
-            variant=variant_of(folder),
-            use_safetensors=True,
-            local_files_only=True,
-            **options,
-        )
-    except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--model {model} is no pipeline of safetensors ({OPENS}): {reason}") from error
+    if is_single_file(model):
+        opened, weights_hash = open_single_file(model, model_config, dtype)
+    elif model_config is not None:
+        raise UserError(f"--model-config {model_config} is for a --model of one file; {model} has its own configs")
+    else:
+        opened, weights_hash = _open_folder(model, dtype)
+    xl = isinstance(opened, StableDiffusionXLPipeline)
     _check_inputs(model, opened.unet.config, opened.vae.config)
-    weights_hash = hub.hash_folder(folder, (".safetensors", ".json"))
     if loras:
         modules = {name: each for name, each in opened.components.items() if isinstance(each, torch.nn.Module)}
         digests = [fuse_lora(modules, lora) for lora in loras]
@@ -183,6 +179,27 @@ def open_pipeline(
         force_zeros_for_empty_prompt=xl and opened.config.force_zeros_for_empty_prompt,
         **second,
     )
+
+
+def _open_folder(model: str, dtype: torch.dtype) -> tuple[StableDiffusionPipeline | StableDiffusionXLPipeline, str]:
+    folder = default_generator() if model == "default" else find_folder(model)
+    try:
+        index = read_index(folder)
+        check_kind(model, index)
+        xl = is_xl(index)
+        options = {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
+        opened = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
+            folder,
+            dtype={"default": dtype, "vae": _vae_dtype(folder, dtype) if xl else dtype},
+            variant=variant_of(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            **options,
+        )
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--model {model} is no pipeline of safetensors ({OPENS}): {reason}") from error
+    return opened, hub.hash_folder(folder, (".safetensors", ".json"))
 
 
 def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:

@@ -55,7 +55,7 @@ class Worker:
 
     def __init__(self, config: GenerateConfig, device: torch.device) -> None:
         self.device = device
-        self.pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype))
+        self.pipeline = open_pipeline(config.model, device, config.lora, DTYPES.get(config.dtype), config.model_config)
 
     def begin(self, run: RunSpec) -> Backends:
         """Get ready for a run.
