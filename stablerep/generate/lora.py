@@ -1,8 +1,8 @@
 """LoRA files added to a pipeline's weights at load, so that every engine sees plain weights.
 
-A LoRA (Hu et al. 2021) holds for some layers W two thin matrices; W becomes W + weight * alpha / rank * up @ down.
-diffusers' spellings of the keys are known (PEFT's lora_A and lora_B, and the older lora.down and lora.up), and
-kohya's. diffusers itself would need the peft package and leave wrapped layers behind, which engines cannot export.
+diffusers' spellings of the keys are known (PEFT's lora_A and lora_B, and the older lora.down and lora.up), and those of
+kohya and LyCORIS, with diffusers' names of the UNet's layers or SGM's. diffusers itself would need the peft package,
+leave wrapped layers behind, which engines cannot export, drop kohya's DoRA and know no LoHa for these models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stablerep.config import UserError
+from stablerep.generate.lora_layer import LoraLayer
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' training scripts write
 KOHYA_PREFIXES = {
@@ -33,16 +33,27 @@ ROLES = {"lora_A": "down", "lora_B": "up", "lora_down": "down", "lora_up": "up",
 KEY = re.compile(
     r"(?P<layer>.+?)[._](?:(?P<peft>lora_A|lora_B|lora_down|lora_up)|(?:lora|lora_linear_layer)\.(?P<older>down|up))\.weight"
 )
+HADAMARD_KEY = re.compile(r"(?P<layer>.+?)\.hada_(?P<role>w1_a|w1_b|w2_a|w2_b|t1|t2)")
+MAGNITUDE = re.compile(r"(?P<layer>.+?)\.(?:(?P<lycoris>dora_scale)|lora_magnitude_vector(?:\.weight)?)")
+RESNET_IN_SGM = {
+    "conv1": "in_layers_2",
+    "time_emb_proj": "emb_layers_1",
+    "conv2": "out_layers_3",
+    "conv_shortcut": "skip_connection",
+}
+OUTER_IN_SGM = {
+    "conv_in": "input_blocks_0_0",
+    "time_embedding.linear_1": "time_embed_0",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
+    "add_embedding.linear_2": "label_emb_0_2",
+    "conv_out": "out_2",
+}
+BLOCK = re.compile(
+    r"(?P<side>down_blocks|mid_block|up_blocks)(?:\.(?P<block>\d+))?\.(?P<kind>resnets|attentions|\w+samplers)\."
+    r"(?P<number>\d+)\.(?P<rest>.+)"
+)
 ALPHA = re.compile(r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?(?:\.down)?)?\.alpha")
-
-
-@dataclass
-class _Layer:
-    """What a file holds for one layer."""
-
-    key: str  # one of its keys, to name it by
-    matrices: dict[str, Tensor] = field(default_factory=dict)  # "down" [rank, in, ...], "up" [out, rank, ...]
-    alpha: float | None = None
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
@@ -88,31 +99,30 @@ def fuse_lora(modules: Mapping[str, nn.Module], text: str) -> str:
     path, weight = parse_lora(text)
     layers, metadata = _read(path, text)
     flat = {prefix: _flat_names(module) for prefix, module in modules.items()}
+    if "unet" in flat:
+        flat["unet"] = _sgm_names(modules["unet"]) | flat["unet"]
     updates = []
     for layer_name, layer in layers.items():
         prefix, name = _find(layer_name, flat, text, layer.key)
         target = _weight_of(modules[prefix].get_submodule(name))
         assert target is not None
-        down, up = (layer.matrices.get(role) for role in ("down", "up"))
-        if down is None or up is None:
+        if not layer.is_whole:
             raise UserError(f"--lora {text}: {layer.key} has no other half; the file is not whole")
-        fits = up.flatten(1).shape == (len(target), len(down)) and down[0].numel() == target[0].numel()
-        if not fits:
+        if not layer.fits(target):
             raise UserError(
-                f"--lora {text} does not fit the model: {layer.key} is for a layer of {len(up)} x {down[0].numel()} "
-                f"weights, and {prefix}.{name} has {len(target)} x {target[0].numel()}"
+                f"--lora {text} does not fit the model: {layer.key} is for a layer of {layer.shape[0]} x "
+                f"{layer.shape[1]} weights, and {prefix}.{name} has {len(target)} x {target[0].numel()}"
             )
-        updates.append((target, down, up, weight * _scale(layer, prefix, name, len(down), metadata)))
-    for target, down, up, scale in updates:
-        delta = (up.float().flatten(1) @ down.float().flatten(1)).reshape(target.shape)
-        target.copy_(target.float() + scale * delta.to(target.device))
+        updates.append((target, layer, weight * _scale(layer, prefix, name, metadata)))
+    for target, layer, scale in updates:
+        target.copy_(layer.add_to(target, scale))
     digest = hashlib.sha256(path.read_bytes())
     digest.update(repr(weight).encode())
     return digest.hexdigest()
 
 
-def _read(path: Path, text: str) -> tuple[dict[str, _Layer], dict[str, Any]]:
-    layers: dict[str, _Layer] = {}
+def _read(path: Path, text: str) -> tuple[dict[str, LoraLayer], dict[str, Any]]:
+    layers: dict[str, LoraLayer] = {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata") or "{}")
@@ -123,12 +133,18 @@ def _read(path: Path, text: str) -> tuple[dict[str, _Layer], dict[str, Any]]:
         raise UserError(f"--lora {text} cannot be read: {' '.join(str(error).split())}") from error
     for key, tensor in tensors.items():
         if found := KEY.fullmatch(key):
-            layer = layers.setdefault(found["layer"], _Layer(key))
+            layer = layers.setdefault(found["layer"], LoraLayer(key))
             layer.matrices[ROLES[found["peft"] or found["older"]]] = tensor
+        elif found := HADAMARD_KEY.fullmatch(key):
+            layers.setdefault(found["layer"], LoraLayer(key)).matrices[found["role"]] = tensor
+        elif found := MAGNITUDE.fullmatch(key):
+            layer = layers.setdefault(found["layer"], LoraLayer(key))
+            layer.magnitude = tensor
+            layer.per_input = bool(found["lycoris"]) and tensor.ndim > 1 and len(tensor) == 1
         elif found := ALPHA.fullmatch(key):
-            layers.setdefault(found["layer"], _Layer(key)).alpha = float(tensor)
+            layers.setdefault(found["layer"], LoraLayer(key)).alpha = float(tensor)
         else:
-            raise UserError(f"--lora {text}: {key} is no weight of a plain LoRA in diffusers' or kohya's format")
+            raise UserError(f"--lora {text}: {key} is no weight of a LoRA, LoHa or DoRA of diffusers or kohya")
     if not layers:
         raise UserError(f"--lora {text} is empty")
     return layers, metadata
@@ -156,11 +172,40 @@ def _flat_names(module: nn.Module) -> dict[str, str]:
     return {name.replace(".", "_"): name for name in names}
 
 
+def _sgm_names(unet: Any) -> dict[str, str]:
+    """kohya's spelling of SGM's name of each layer of a UNet, as trainers of SDXL write it, to diffusers' own."""
+    names = {_sgm_name(name, unet): name for name in _flat_names(unet).values()}
+    return {spelled: name for spelled, name in names.items() if spelled}
+
+
+def _sgm_name(name: str, unet: Any) -> str:
+    """ "" for a layer that SGM has not, or names alike."""
+    per_block = unet.config.layers_per_block
+    if (found := BLOCK.fullmatch(name)) is None or not isinstance(per_block, int):
+        return OUTER_IN_SGM.get(name, "")
+    block, number, rest = int(found["block"] or 0), int(found["number"]), found["rest"]
+    if found["kind"] == "resnets":
+        rest = RESNET_IN_SGM.get(rest, rest)
+    inner = ("resnets", "attentions").index(found["kind"]) if found["kind"] in ("resnets", "attentions") else None
+    if found["side"] == "mid_block":
+        place = f"middle_block_{2 * number + (inner or 0)}"
+    elif found["side"] == "down_blocks":
+        if inner is None:
+            return f"input_blocks_{(block + 1) * (per_block + 1)}_0_op"
+        place = f"input_blocks_{block * (per_block + 1) + number + 1}_{inner}"
+    else:
+        if inner is None:
+            attends = hasattr(unet.up_blocks[block], "attentions")
+            return f"output_blocks_{block * (per_block + 1) + per_block}_{2 if attends else 1}_conv"
+        place = f"output_blocks_{block * (per_block + 1) + number}_{inner}"
+    return f"{place}_{rest}".replace(".", "_")
+
+
 def _weight_of(layer: nn.Module) -> Tensor | None:
     return layer.weight if isinstance(layer, nn.Linear | nn.Conv2d) else None
 
 
-def _scale(layer: _Layer, prefix: str, name: str, rank: int, metadata: dict[str, Any]) -> float:
+def _scale(layer: LoraLayer, prefix: str, name: str, metadata: dict[str, Any]) -> float:
     """alpha / rank; 1 where neither the file's tensors nor its metadata say an alpha, as diffusers takes it."""
     alpha = layer.alpha
     if alpha is None:
@@ -169,4 +214,4 @@ def _scale(layer: _Layer, prefix: str, name: str, rank: int, metadata: dict[str,
         alpha = metadata.get(f"{prefix}.lora_alpha") if own is None else own
     if alpha is None:
         return 1.0
-    return float(alpha) / (math.sqrt(rank) if metadata.get(f"{prefix}.use_rslora") else rank)
+    return float(alpha) / (math.sqrt(layer.rank) if metadata.get(f"{prefix}.use_rslora") else layer.rank)

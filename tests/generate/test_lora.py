@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.loaders import lora_conversion_utils
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,6 +16,7 @@ import stablerep
 from stablerep.config import UserError
 from stablerep.generate.lora import fuse_lora, parse_lora
 from stablerep.generate.pipeline import Pipeline, open_pipeline
+from tests.generate import compvis, tiny_models
 
 CPU = torch.device("cpu")
 RANK = 3
@@ -134,8 +136,11 @@ def test_pictures_change_and_the_run_is_another(pipeline: Pipeline, prompts: Pat
         ({"text_encoder_2.x.lora_A.weight": 4}, "text_encoder_2.x.lora_A.weight is for none of its parts"),
         ({"QUERY.lora_A.weight": 4}, "has no other half"),
         ({"QUERY.lora_A.weight": 4, "QUERY.lora_B.weight": 4}, "is for a layer of 4 x 4 weights, and unet"),
-        ({"QUERY.lora_A.weight": 4, "QUERY.lora_magnitude_vector": 4}, "lora_magnitude_vector is no weight of a plain"),
-        ({"QUERY.weight": 4}, "is no weight of a plain LoRA"),
+        ({"QUERY.lora_A.weight": 4, "QUERY.lora_magnitude_vector": 4}, "has no other half"),
+        ({"QUERY.hada_w1_a": 4, "QUERY.hada_w1_b": 4, "QUERY.hada_w2_a": 4}, "has no other half"),
+        ({f"QUERY.hada_{role}": 4 for role in ("w1_a", "w1_b", "w2_a", "w2_b")}, "is for a layer of 4 x 4 weights"),
+        ({f"QUERY.hada_{role}": 4 for role in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}, "has no other half"),
+        ({"QUERY.lokr_w1": 4}, "is no weight of a LoRA, LoHa or DoRA"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(
@@ -171,3 +176,105 @@ def test_paths_and_weights(tmp_path: Path) -> None:
             parse_lora(text)
     with pytest.raises(UserError, match="cannot be read"):
         fuse_lora({}, f"{tmp_path}/bad.safetensors")
+
+
+def test_the_names_of_sgm(tmp_path: Path) -> None:
+    unet = tiny_models.build("sdxl", unet={"layers_per_block": 2}).unet
+    layers = {
+        name: layer for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    original = compvis.unet_name(unet)
+    tensors, expected = {}, {}
+    for number, (name, layer) in enumerate(layers.items()):
+        down = torch.full((1, *layer.weight.shape[1:]), 0.01 * (number + 1))
+        up = torch.ones(len(layer.weight), 1, *[1] * (layer.weight.ndim - 2))
+        stem = "lora_unet_" + original(name).replace(".", "_")
+        tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(1.0)}
+        expected[name] = layer.weight + 0.01 * (number + 1)
+    assert "lora_unet_input_blocks_4_1_proj_in.alpha" in tensors and "lora_unet_label_emb_0_2.alpha" in tensors
+    save_file(tensors, tmp_path / "sgm.safetensors")
+    fuse_lora({"unet": unet}, f"{tmp_path}/sgm.safetensors")
+    for name, weight in expected.items():
+        torch.testing.assert_close(layers[name].weight, weight)
+
+    # diffusers' converter agrees on what stands in which block
+    keys = {key: key for key in tensors if "blocks" in key and key.endswith("lora_down.weight")}
+    theirs = lora_conversion_utils._maybe_map_sgm_blocks_to_diffusers(dict(keys), unet.config)
+    assert len(theirs) == len(keys) > 20
+    by_sgm = {"lora_unet_" + original(name).replace(".", "_"): name.replace(".", "_") for name in layers}
+    for new, sgm in theirs.items():
+        if "_transformer_blocks_" in sgm:  # it converts the names within a resnet, and the sides', in another place
+            for side, ours in (("input_blocks", "down_blocks"), ("middle_block", "mid_block"), ("output_", "up_")):
+                new = new.replace(side, ours)
+            assert new == f"lora_unet_{by_sgm[sgm.partition('.')[0]]}.lora_down.weight"
+
+
+def hadamard(weight: Tensor, *, cores: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """The matrices of a LoHa, and what they stand for in float64, element by element."""
+    generator = torch.Generator().manual_seed(weight.ndim)
+    out, rest = len(weight), weight[0].numel()
+    shapes: dict[str, tuple[int, ...]] = {"w1_a": (out, RANK), "w1_b": (RANK, rest)}
+    if cores:
+        shapes = {"w1_a": (RANK, out), "w1_b": (RANK, weight.shape[1]), "t1": (RANK, RANK, *weight.shape[2:])}
+    shapes |= {name.replace("1", "2"): shape for name, shape in shapes.items()}
+    part = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    product = torch.ones(weight.shape, dtype=torch.float64)
+    for n in (1, 2):
+        a, b = part[f"w{n}_a"].double(), part[f"w{n}_b"].double()
+        factor = torch.zeros(weight.shape, dtype=torch.float64)
+        for i in range(RANK):
+            if not cores:
+                factor += (a[:, i, None] * b[i]).reshape(weight.shape)
+            for j in range(RANK if cores else 0):
+                factor += a[i][:, None, None, None] * b[j][:, None, None] * part[f"t{n}"][i, j].double()
+        product *= factor
+    return part, product
+
+
+@pytest.mark.parametrize(("layer", "cores"), [("query", False), ("conv", False), ("conv", True)])
+@pytest.mark.parametrize("alpha", [None, 1.5])
+def test_loha(layer: str, cores: bool, alpha: float | None, pipeline: Pipeline, tmp_path: Path) -> None:
+    part, name = layers_of(pipeline)[layer]
+    weight = getattr(pipeline, part).get_submodule(name).weight
+    matrices, product = hadamard(weight, cores=cores)
+    stem = f"lora_unet_{name.replace('.', '_')}"
+    tensors = {f"{stem}.hada_{role}": matrix for role, matrix in matrices.items()}
+    save_file(tensors | ({} if alpha is None else {f"{stem}.alpha": torch.tensor(alpha)}), tmp_path / "a.safetensors")
+    fused = open_pipeline("default", CPU, [f"{tmp_path}/a.safetensors:0.5"])
+    expected = weight.double() + 0.5 * (1 if alpha is None else alpha / RANK) * product
+    got = getattr(fused, part).get_submodule(name).weight
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+    assert (got - weight).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("layer", ["query", "conv"])
+@pytest.mark.parametrize("spelling", ["peft", "peft_weight", "lycoris", "lycoris_per_input", "lycoris_loha"])
+def test_dora(layer: str, spelling: str, pipeline: Pipeline, tmp_path: Path) -> None:
+    part, name = layers_of(pipeline)[layer]
+    weight = getattr(pipeline, part).get_submodule(name).weight
+    down, up = thin(pipeline, part, name)
+    kept = 1 if spelling == "lycoris_per_input" else 0
+    magnitude = torch.linspace(0.5, 2, weight.shape[kept])
+    shape = [1] * weight.ndim
+    shape[kept] = len(magnitude)
+    stem = f"lora_unet_{name.replace('.', '_')}"
+    change = (up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
+    if spelling.startswith("peft"):
+        tensors = dict(zip(peft(part, name), (down, up), strict=False))
+        key = f"{part}.{name}.lora_magnitude_vector" + ".weight" * (spelling == "peft_weight")
+        tensors[key] = magnitude if layer == "query" else magnitude.reshape(shape)
+    elif spelling == "lycoris_loha":
+        matrices, change = hadamard(weight, cores=False)
+        tensors = {f"{stem}.hada_{role}": matrix for role, matrix in matrices.items()}
+        tensors[f"{stem}.dora_scale"] = magnitude.reshape(shape)
+    else:
+        tensors = dict(zip(kohya(part, name), (down, up), strict=False))
+        tensors[f"{stem}.dora_scale"] = magnitude.reshape(shape)
+    save_file(tensors, tmp_path / "a.safetensors")
+    fused = open_pipeline("default", CPU, [f"{tmp_path}/a.safetensors:0.5"])
+    changed = weight.double() + 0.5 * change
+    got = getattr(fused, part).get_submodule(name).weight.double()
+    lengths = got.transpose(0, kept).flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, magnitude.double(), rtol=1e-5, atol=0)
+    directions = [torch.nn.functional.normalize(each.transpose(0, kept).flatten(1)) for each in (got, changed)]
+    torch.testing.assert_close(directions[0], directions[1], rtol=0, atol=1e-6)
