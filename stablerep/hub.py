@@ -25,7 +25,7 @@ def local_folder(flag: str, model: str) -> Path | None:
     Raises:
         UserError: neither; what is spelled as a path, or is there as a file, is no hub name.
     """
-    path = Path(model).expanduser()
+    model, path = str(model), Path(model).expanduser()
     if path.is_dir():
         return path
     if path.exists():

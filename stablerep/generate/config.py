@@ -79,7 +79,8 @@ class GenerateConfig:
     are read; for SD 1.x and SDXL the hub's if not given."""
 
     lora: tuple[str, ...] = ()
-    """PATH:WEIGHT of a LoRA, LoHa or DoRA to add to the model: a safetensors file, or a folder as diffusers writes it."""
+    """PATH:WEIGHT of a LoRA, LoHa or DoRA to add to the model: a safetensors file, or a folder as diffusers writes
+    it."""
 
     engine: str = "auto"
     """What runs the UNet and the VAE decoder: torch, native (small models on the CPU), onnx, trt, or auto: what --out

@@ -15,6 +15,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 BOM = "\ufeff"
+SAMPLE = 1 << 16  # bytes, whole lines from the first that is not ASCII; files of prompts have gigabytes
 KANA, HANGUL = re.compile("[\u3041-\u30ff]"), re.compile("[\uac00-\ud7a3]")
 
 
@@ -63,8 +64,12 @@ def likely_encoding(data: bytes) -> str:
     Every other byte of UTF-16 is often zero. East Asian characters stand side by side; of their encodings Shift-JIS
     alone begins them with 0x81 to 0x9f. Letters of Western Europe stand alone between ASCII ones.
     """
-    if 8 * data.count(0) > len(data):
-        return "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
+    if 8 * data[:SAMPLE].count(0) > len(data[:SAMPLE]):
+        return "utf-16-le" if data[1:SAMPLE:2].count(0) > data[:SAMPLE:2].count(0) else "utf-16-be"
+    if first := re.search(b"[\x80-\xff]", data):
+        start = data.rfind(b"\n", 0, first.start()) + 1
+        end = start + SAMPLE
+        data = data[start : data.rfind(b"\n", start, end) + 1 or end] if end < len(data) else data[start:]
     high = [byte for byte in data if byte >= 0x80]
     if 5 * sum(byte < 0xA0 for byte in high) > len(high) and _east_asian(data, "cp932"):
         return "cp932"

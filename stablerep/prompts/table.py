@@ -47,6 +47,8 @@ def read_rows(path: Path, columns: tuple[str, ...], encoding: str | None = None,
     if csv_plain and ending not in (".csv", ".tsv"):
         raise UserError(f"--csv-plain says how a CSV of one column is read; --prompts {path} is none, leave it out")
     if ending == ".parquet":
+        if encoding:
+            raise UserError(f"--encoding {encoding} is for text files; --prompts {path} knows its own, leave it out")
         return _parquet_rows(path, columns)
     text = decode(path.read_bytes(), encoding)
     if ending in READERS:

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stablerep import cli
 from stablerep import hub as hub_client
 from stablerep.config import UserError
 from stablerep.generate.pipeline import open_pipeline
-from tests.generate import tiny_models
+from tests.generate import compvis, tiny_models
 
 CPU = torch.device("cpu")
 
@@ -267,3 +268,14 @@ def test_a_folder_below_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "sd").mkdir()
     assert hub_client.model_folder("--model", "~/sd") == tmp_path / "sd"
+
+
+@pytest.mark.parametrize("config", ["o/m", None])  # None: what diffusers names for SD 1.x, which this hub has too
+def test_the_configs_of_a_model_in_one_file_are_fetched_without_weights(
+    hub: type[Hub], config: str | None, tmp_path: Path
+) -> None:
+    theirs = tiny_models.save("sd", hub.root)
+    save_file(compvis.checkpoint(theirs), tmp_path / "model.safetensors")
+    ours = open_pipeline(str(tmp_path / "model.safetensors"), CPU, model_config=config)
+    assert same_weights(ours.unet, theirs.unet) and same_weights(ours.text_encoder, theirs.text_encoder)
+    assert hub.asked and not [name for name in hub.asked if name.endswith(".safetensors")]

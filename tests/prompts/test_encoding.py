@@ -10,6 +10,7 @@ from stablerep.config import UserError
 from stablerep.generate.config import GenerateConfig
 from stablerep.prompts import read_prompts
 from stablerep.prompts.encoding import decode, likely_encoding
+from stablerep.prompts.writer import read_classes
 
 TEXTS = {
     "cp932": ["暗い色の靴の写真", "白いバッグ, ﾊﾝﾄﾞ"],
@@ -55,3 +56,22 @@ def test_a_file_in_another_encoding_than_the_named(tmp_path: Path) -> None:
 def test_an_unknown_encoding(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--encoding {name} is unknown"):
         GenerateConfig(prompts=tmp_path / "p.txt", out=tmp_path, encoding=name)
+
+
+def test_the_encoding_of_a_long_file_is_seen_where_it_is_not_ascii() -> None:
+    ascii_lines = b"a photo of a shoe\n" * 20_000
+    assert likely_encoding(ascii_lines + "暗い色の靴\n".encode("cp932") * 20_000 + b"\x81") == "cp932"
+    assert likely_encoding(ascii_lines + "für Zürich\n".encode("cp1252") + ascii_lines) == "cp1252"
+
+
+def test_classes_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_bytes("靴\nバッグ\n".encode("cp932"))
+    with pytest.raises(UserError, match=r"--classes .* it is probably cp932: save it as UTF-8"):
+        read_classes(tmp_path / "c.txt")
+    (tmp_path / "c.txt").write_text("靴\nバッグ\n", encoding="utf-16")
+    assert read_classes(tmp_path / "c.txt") == ["靴", "バッグ"]
+
+
+def test_parquet_knows_its_own(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--encoding cp932 is for text files"):
+        read_prompts(tmp_path / "p.parquet", "cp932")
