@@ -28,7 +28,7 @@ from stablerep.generate.schedulers import make_schedule
 from tests.generate.sampling import sample
 
 CPU = torch.device("cpu")
-NOWHERE = Store(Path("/nonexistent"))  # nothing is built, nothing is kept
+NOWHERE = Store(Path("/dev/null"))  # nothing is built, nothing is kept
 pytestmark = pytest.mark.skipif(compiled.why_not("cpu") is not None, reason=compiled.why_not("cpu") or "")
 
 
