@@ -1,6 +1,7 @@
 """Shards: encoded pictures in WebDataset tars, a Parquet row for each, and a stats file that says "done".
 
     out/dataset.json          the resolved config; a rerun with another one refuses
+    out/README.md             a dataset card, by which datasets.load_dataset(out) opens the tars and nothing else
     out/000000.tar            000000042.json, 000000042.0.jpg ... for prompt id 42
     out/000000.parquet        a row per picture: where it lies in the tar, how it was made
     out/000000_stats.json     written last, after fsync: the shard is done if and only if this exists
@@ -19,7 +20,7 @@ import json
 import math
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,20 @@ from stablerep.storage import Folder, read_all, refuse_url, write
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 STATS_PATTERN = "[0-9]*_stats.json"
+CLAIMS = ".claims"  # who paints what: generate/claims.py
+CARD_NAME = "README.md"
+# Without it datasets takes dataset.json, the stats and the rows for samples.
+CARD = """---
+configs:
+- config_name: default
+  data_files: "*.tar"
+---
+Pictures that stablerep-gen painted: WebDataset shards. A sample is a prompt, a JSON that says how its pictures
+were made, and the pictures 0, 1, ...; a row of NAME.parquet says where a picture lies in NAME.tar.
+
+    import datasets
+    prompts = datasets.load_dataset("PATH OF THIS FOLDER", split="train")
+"""
 
 AnyFolder = TypeVar("AnyFolder", bound=Folder)
 
@@ -85,10 +100,7 @@ def start_dataset(out: Folder, config: dict[str, Any], run: dict[str, Any] | Non
     Raises:
         UserError: the folder holds another run's shards, or files that are no run's.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--out {out} is a file, or lies below one; choose a folder") from error
+    make_folder(out)
     path = out / "dataset.json"
     if (dataset := read_dataset(out)) is not None:
         refuse_other_run(out, dataset["config"], config)
@@ -97,10 +109,26 @@ def start_dataset(out: Folder, config: dict[str, Any], run: dict[str, Any] | Non
     if sweep:
         raise UserError(f"--out {out} holds a sweep ({', '.join(sorted(sweep)[:3])}); choose another --out for one run")
     others = [entry.name for entry in out.iterdir() if not entry.name.endswith(".partial") and entry != path]
+    ours = {CLAIMS} | ({CARD_NAME} if CARD_NAME in others and CARD.startswith((out / CARD_NAME).read_text()) else set())
+    others = sorted(set(others) - ours)
     if others and not _all_made_with(out, fingerprint(config)):
         refuse_foreign_files(out, others)
     about = {"hash": fingerprint(config), "config": config, "run": run or {}}
+    write(out / CARD_NAME, CARD)
     write(path, json.dumps(about, indent=1).encode())
+
+
+def make_folder(out: Folder) -> None:
+    """
+    Raises:
+        UserError: a file is there, or in the way.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--out {out} is a file, or lies below one; choose a folder") from error
+    except FileNotFoundError as error:  # parents were to be made: a file system, such as /proc, that makes none
+        raise UserError(f"--out {out} cannot be made there; choose another folder") from error
 
 
 def read_dataset(out: Folder) -> dict[str, Any] | None:
@@ -124,9 +152,9 @@ def is_done(out: Path, shard: int) -> bool:
     return True
 
 
-def read_done(out: Path) -> dict[int, dict[str, Any]]:
-    """The stats of each whole shard."""
-    numbers = (int(path.name.split("_")[0]) for path in done_stats(out))
+def read_done(out: Path, among: Iterable[int] | None = None) -> dict[int, dict[str, Any]]:
+    """The stats of each whole shard, or of those among some."""
+    numbers = (int(path.name.split("_")[0]) for path in done_stats(out)) if among is None else among
     return {shard: _read_json(_stats_path(out, shard)) for shard in numbers if is_done(out, shard)}
 
 
@@ -164,6 +192,16 @@ def write_shard(out: Path, shard: int, samples: Sequence[Sample], images_per_pro
     }
     atomic.write(_stats_path(out, shard), json.dumps(stats).encode())
     return stats
+
+
+def first_sample(out: Folder) -> dict[str, Any] | None:
+    """The JSON of the first sample of the done shards; None where there is none."""
+    for stats in done_stats(out):
+        data = (out / stats.name.replace("_stats.json", ".tar")).read_bytes()
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            if (member := tar.next()) is not None:
+                return json.loads(data[member.offset_data : member.offset_data + member.size])
+    return None
 
 
 def read_stats(out: Folder) -> Iterator[dict[str, Any]]:

@@ -157,9 +157,18 @@ def refuse_url(flag: str, path: str | Path) -> None:
 
 
 def reach(folder: Folder) -> None:
-    """Ask for a remote folder, so that a wrong URL shows before long work is begun."""
+    """Look whether a folder is there or can be made, so that a wrong path or URL shows before long work is begun.
+
+    Raises:
+        UserError: a URL that cannot be reached; a file, or a link to nothing, at the path or above it.
+    """
     if isinstance(folder, RemotePath):
         folder.exists()
+        return
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        what = "a file" if there.exists() else f"a link to {there.readlink()}, which is not there"
+        raise UserError(f"--out {folder}: {there} is {what}; choose a folder")
 
 
 def write(path: Folder, data: bytes | str) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from stablerep import atomic, cli
+from stablerep.config import UserError
 from stablerep.shards import index_shards
 
 
@@ -44,6 +50,51 @@ def test_gen_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert len(index_shards(tmp_path / "out")) == 1  # the first shard is kept
     cli.gen(argv)
     assert len(index_shards(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize("gigabytes", [1, 2.9])
+def test_too_little_memory_ends_with_a_line(tmp_path: Path, gigabytes: float) -> None:
+    """Where torch cannot be loaded, and where a library of C++ ends the process."""
+    (tmp_path / "p.txt").write_text("a bag\n")
+    command = [sys.executable, "-c", "from stablerep.cli import gen; gen()", "--prompts", str(tmp_path / "p.txt")]
+    limits = (int(gigabytes * 2**30), resource.RLIM_INFINITY)
+    run = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 2, run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("stablerep-gen: out of memory (") and "Traceback" not in run.stderr
+    assert f"ulimit -v leaves {limits[0] / 1e9:.1f} GB" in last
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory (no more can be had)"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+            "tried to allocate 8",
+        ),
+        (RuntimeError("can't start new thread"), "out of memory (can't start new thread)"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "Cannot allocate memory"),
+    ],
+)
+def test_what_says_that_memory_ran_out(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: object) -> None:
+        raise error
+
+    assert said in refused(lambda argv: cli._command("stablerep-gen", fail, argv), [], capsys)
+
+    def fail_within(argv: object) -> None:
+        raise UserError("--model x is no pipeline") from error
+
+    assert said in refused(lambda argv: cli._command("stablerep-gen", fail_within, argv), [], capsys)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli._command("stablerep-gen", lambda argv: (_ for _ in ()).throw(RuntimeError("a bug")), [])
 
 
 def test_train_and_eval_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import logging
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +18,12 @@ from torch import Tensor
 from stablerep.config import UserError
 from stablerep.engines import Engine, PipelineModules, native, onnx, tensorrt
 from stablerep.engines.conditioning import Conditioning
-from stablerep.engines.module import CompiledModule, ModuleSpec, module_specs, verify
+from stablerep.engines.module import CompiledModule, ModuleSpec, dtype_name, module_specs, verify
 from stablerep.engines.store import EngineKey, Entry, Store, Verification
 from stablerep.engines.torch import TorchEngine, torch_out_of_memory
 
 NATIVE_ROWS = 16  # that it is verified and timed on
+CLEAR_RATIO = 1.25
 
 log = logging.getLogger("stablerep.generate")
 
@@ -96,7 +100,7 @@ def open_engine(
     if name == "auto":
         return _auto(pipeline, specs, store, most_rows)
     if name == "native":
-        return _native(specs, most_rows)[0]
+        return _native(specs, store, most_rows)[0]
     opened = {module: open_module(name, spec, store, most_rows[module])[0] for module, spec in specs.items()}
     return _compiled(name, specs, opened)
 
@@ -205,7 +209,7 @@ def _auto(pipeline: PipelineModules, specs: dict[str, ModuleSpec], store: Store,
     passed_over = []
     for kind in ("trt",) if device.type == "cuda" else ("native", "onnx"):
         try:
-            engine, found = _native(specs, most_rows) if kind == "native" else _built(kind, specs, store, most_rows)
+            engine, found = (_native if kind == "native" else partial(_built, kind))(specs, store, most_rows)
         except UserError as error:
             passed_over.append(str(error))
             continue
@@ -238,15 +242,50 @@ def _built(
     return _compiled(kind, specs, opened), found["unet"]
 
 
-def _native(specs: dict[str, ModuleSpec], most_rows: dict[str, int]) -> tuple[CompiledEngine, Verification]:
-    """There is nothing to build and to keep, so it is verified each time, on few rows."""
+def _native(
+    specs: dict[str, ModuleSpec], store: Store, most_rows: dict[str, int]
+) -> tuple[CompiledEngine, Verification]:
+    """Verified and timed on few rows, once for a model on a machine: it costs as much as painting ten pictures."""
     opened, found = {}, {}
     for name, spec in specs.items():
         opened[name] = native.open_module(spec)
-        found[name] = verify(spec, opened[name], min(most_rows[name], NATIVE_ROWS))
+        key = _measured_key(spec, min(most_rows[name], NATIVE_ROWS))
+        if (known := store.measured(key)) is not None:
+            found[name] = known
+            continue
+        found[name] = verify(spec, opened[name], key["rows"])
         if not found[name].ok:
             raise UserError(f"--engine native: its {name} cannot be used: {found[name].reason}")
+        if _is_clear(found[name]):
+            store.keep_measured(key, found[name])
     return _compiled("native", specs, opened), found["unet"]
+
+
+def _measured_key(spec: ModuleSpec, rows: int) -> dict[str, Any]:
+    """All that the native engine's numbers and its speed follow from."""
+    return {
+        "module": spec.name,
+        "weights": spec.weights_digest(),
+        "graph": spec.graph_digest(),
+        "dtype": dtype_name(spec.dtype),
+        "rows": rows,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "libraries": f"torch {torch.__version__}, diffusers {importlib.metadata.version('diffusers')}",
+        "code": native.digest(),
+    }
+
+
+def _processor() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].partition(": ")[2] if names else platform.machine()
+
+
+def _is_clear(found: Verification) -> bool:
+    """Whether who is faster would be no other on a busier machine; what is not clear is measured again next time."""
+    if not found.engine_ms or not found.torch_ms:
+        return False
+    return not 1 / CLEAR_RATIO < found.engine_ms / found.torch_ms < CLEAR_RATIO
 
 
 def _compiled(kind: str, specs: dict[str, ModuleSpec], opened: dict[str, CompiledModule]) -> CompiledEngine:

@@ -4,6 +4,7 @@
         engine.json     what it was made from, how large its files are, what verifying it found
         model.onnx      (or model.plan)
     .locks/             a file a name; a builder holds its lock
+    .measured/          what verifying an engine found of which nothing is kept, a file a module, machine and version
 
 File names are ours; nothing that a file says is ever used as a path.
 """
@@ -31,6 +32,7 @@ from stablerep.config import UserError, fingerprint
 DEFAULT_FOLDER = "~/.cache/stablerep/engines"
 RECORD = "engine.json"
 FILES = ("model.onnx", "model.onnx.data", "model.plan")
+MEASURED = ".measured"
 FORMAT = 1
 
 log = logging.getLogger("stablerep.generate")
@@ -196,6 +198,26 @@ class Store:
                     shutil.rmtree(path, ignore_errors=True)
                 names.append(name)
         return names
+
+    def measured(self, key: dict[str, Any]) -> Verification | None:
+        """What keep_measured kept under an equal key; None where that cannot be read."""
+        try:
+            values = json.loads(self._measured_path(key).read_text())
+            return Verification(**values["found"]) if values["key"] == key else None
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: it is measured anew
+            return None
+
+    def keep_measured(self, key: dict[str, Any], found: Verification) -> None:
+        """Keep what verifying found; key holds all that it follows from, as plain JSON values."""
+        path = self._measured_path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write(path, json.dumps({"key": key, "found": found.as_record()}, indent=1) + "\n")
+        except OSError as error:  # a shared store, read-only for us, or another process at the same: measured next time
+            log.info("what measuring said cannot be kept in %s: %s", path.parent, error.strerror)
+
+    def _measured_path(self, key: dict[str, Any]) -> Path:
+        return self.folder / MEASURED / f"{fingerprint(key)}.json"
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:

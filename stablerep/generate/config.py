@@ -136,6 +136,10 @@ class GenerateConfig:
     screen_retries: int = 2
     """Rounds of new pictures, with indices K, K + 1, ..., for those that were not kept."""
 
+    max_rejected: float | str = 1.0
+    """The share of the pictures, 0.5 or 50%, that may be lost in the end, with no other in their place. Beyond, and
+    always where no picture at all is kept, the command ends with exit code 3 and says why; the shards stay."""
+
     flat_below: float = 4.0
     """Flat: the grey levels (0..255) have a standard deviation below this."""
 
@@ -206,6 +210,7 @@ class GenerateConfig:
             raise UserError(f"--usd-per-hour {self.usd_per_hour} must be a price, and goes with --dry-run")
         if not 0 <= self.screen_retries <= 100:
             raise UserError(f"--screen-retries must be between 0 and 100, got {self.screen_retries}")
+        object.__setattr__(self, "max_rejected", _share("--max-rejected", self.max_rejected))
         if not 0 <= self.flat_below <= 128:
             raise UserError(f"--flat-below must be between 0 and 128 grey levels, got {self.flat_below}")
         if not -1 <= self.duplicate_within <= 64:
@@ -289,6 +294,18 @@ class GenerateConfig:
             dataclasses.replace(self, guidance_scale=scale, out=str(self.folder / sweep_folder_name(scale)))
             for scale in self.guidance_scale
         ]
+
+
+def _share(flag: str, value: float | str) -> float:
+    """0.5 of 0.5, "0.5" and "50%"."""
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"{flag} must be a share between 0 and 1, or 0% and 100%, got {value}")
+    return share
 
 
 def sweep_folder_name(guidance_scale: float) -> str:

@@ -22,9 +22,10 @@ from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.shard_writer import read_done
 from stablerep.generate.worker import warn_of_scripts
 from stablerep.prompts import Prompt, read_prompts
+from stablerep.storage import reach
 
 MOST_SECONDS = 60.0  # for the batch that is measured, if one picture alone is slow
-TAR_BLOCK = 512  # a member is a block of header and whole blocks of data; a prompt has one for its JSON
+TAR_BLOCK = 512  # a member is a block of header and whole blocks of data; two of a prompt's JSON
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Estimate:
 
     @property
     def bytes(self) -> float:
-        return self.images * self.image_bytes + self.prompts * 2 * TAR_BLOCK
+        return self.images * self.image_bytes + self.prompts * 3 * TAR_BLOCK
 
     def __str__(self) -> str:
         there = f", {self.images_there:,} of them there already" if self.images_there else ""
@@ -94,6 +95,7 @@ def estimate(config: GenerateConfig) -> Estimate | SweepEstimate:
         UserError: what generate() would refuse.
     """
     prompts = read_prompts(Path(config.prompts), config.encoding, config.csv_plain)
+    reach(config.folder)
     workers = _workers(config)
     runs = config.runs()
     with distributed.start(config.device) as device:

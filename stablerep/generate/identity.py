@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import PurePath
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -37,7 +39,28 @@ def resume_prompts(out: Folder, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     return unlabelled if dataset["config"].get("prompts") == hash_prompts(unlabelled) else prompts
 
 
-def begin_or_resume(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> None:
+def origin_of(config: GenerateConfig) -> dict[str, str] | None:
+    """What samples say of their origin, as the folder was begun; None if by a version whose samples did not say it.
+
+    So the shards of a folder are the same bytes whichever version, and whatever path to the model, went on with it.
+    """
+    if (dataset := shards.read_dataset(config.folder)) is not None:
+        return dataset["run"].get("origin")
+    origin = {"model": _model_name(config.model), "stablerep": version("stablerep")}
+    if (sample := shards.first_sample(config.folder)) is None:
+        return origin
+    return {name: sample[name] for name in origin} if origin.keys() <= sample.keys() else None
+
+
+def _model_name(model: str) -> str:
+    """A hub name, or a folder's own without the path to it: that is a machine's."""
+    path = PurePath(model)
+    return str(path) if len(path.parts) <= 2 and not path.is_absolute() else path.name
+
+
+def begin_or_resume(
+    config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str, origin: dict[str, str] | None
+) -> None:
     """Write dataset.json, or see that the one there is this run's.
 
     Raises:
@@ -46,7 +69,8 @@ def begin_or_resume(config: GenerateConfig, prompts: Sequence[Prompt], engine: s
     identity = check_folder(config, prompts, engine, weights_hash)
     # Where the folder lies and who paints into it is not the run's, but the call's.
     flags = {name: value for name, value in to_dict(config).items() if name not in ("out", "staging", "ray", "gpus")}
-    shards.start_dataset(config.folder, identity, {"num_prompts": len(prompts), "flags": flags})
+    about = {"num_prompts": len(prompts), "flags": flags} | ({"origin": origin} if origin else {})
+    shards.start_dataset(config.folder, identity, about)
 
 
 def check_folder(config: GenerateConfig, prompts: Sequence[Prompt], engine: str, weights_hash: str) -> dict[str, Any]:

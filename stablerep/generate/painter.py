@@ -19,6 +19,7 @@ from stablerep.engines import Engine
 from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.select import open_engine
 from stablerep.engines.store import store_at
+from stablerep.engines.torch import torch_out_of_memory
 from stablerep.generate import screen
 from stablerep.generate.config import GenerateConfig, is_guided
 from stablerep.generate.cuda import GraphCache, StreamOverlap, download, upload, upload_floats
@@ -245,7 +246,8 @@ def _encode_texts(pipeline: Pipeline, prompts: Sequence[Prompt]) -> tuple[Condit
     problems = {row: prompt.problem for row, prompt in enumerate(prompts) if prompt.problem}
     texts = [prompt.text for prompt in prompts]
     try:
-        return pipeline.encode(texts), problems
+        with torch_out_of_memory():
+            return pipeline.encode(texts), problems
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # tokenizers raise what they like; one by one shows whose fault it is
@@ -267,7 +269,8 @@ def fitting_batches(painter: Painter, paint: Callable[[list[PictureId]], T], wan
     while start < len(wanted):
         batch = wanted[start : start + painter.batch_size.value]
         try:
-            painted = paint(batch)
+            with torch_out_of_memory():  # what is not the engine's: noise, latents, pixels
+                painted = paint(batch)
         except torch.OutOfMemoryError as error:
             painter.make_room(error.with_traceback(None))  # its frames hold the batch
             continue

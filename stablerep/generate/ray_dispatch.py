@@ -10,6 +10,7 @@ tried again by a worker that has no other; one that fails MOST_FAILURES times is
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections import Counter, deque
@@ -78,17 +79,20 @@ class _BlockQueue:
     """The blocks of a run that nobody has, those to be tried again first."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
-        self._blocks = deque(blocks)
+        self._blocks: deque[Block] = deque()
+        self._more = iter(blocks)  # one at a time: other processes may want some too
         self._failures: Counter[int] = Counter()  # by shard
         self._failed_in_a_row = 0
         self.left_out: list[str] = []
 
     def __bool__(self) -> bool:
+        if not self._blocks:
+            self._blocks.extend(itertools.islice(self._more, 1))
         return bool(self._blocks)
 
     def take(self, handle: _WorkerHandle) -> Block | None:
         """A block for a worker, if it has room for one: one that has failed wants a worker to itself."""
-        if not self._blocks or handle.info is None:
+        if handle.info is None or not self:
             return None
         failed = any(self._failures[block.shard] for block in (self._blocks[0], *handle.blocks))
         return self._blocks.popleft() if len(handle.blocks) < (1 if failed else BLOCKS_A_WORKER) else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +12,16 @@ from typing import Any
 
 from stablerep import distributed, shards
 from stablerep.config import UserError
+from stablerep.generate.claims import Claims, SoleClaims, open_claims
 from stablerep.generate.config import GenerateConfig
-from stablerep.generate.identity import begin_or_resume, check_sweep_folder, resume_choices, resume_prompts
+from stablerep.generate.identity import (
+    begin_or_resume,
+    check_sweep_folder,
+    origin_of,
+    resume_choices,
+    resume_prompts,
+)
+from stablerep.generate.shard_queue import ShardQueue
 from stablerep.generate.shard_writer import open_writer
 from stablerep.generate.summary import (
     UNREADABLE,
@@ -31,6 +41,9 @@ def generate(config: GenerateConfig, repaint: Collection[int] = ()) -> GenerateS
     """Paint K pictures of every prompt into shards; whatever is there already is kept, but for the shards in repaint.
 
     Several guidance scales make a run of each, in a folder of its own below out; then the result is a SweepSummary.
+    Any number of processes and machines may do this in the same folder at once: each shard is painted by one of them,
+    and each returns when all shards are done. Where nothing was kept, or less than max_rejected allows, the shards
+    stay, and the summary's `problem` says so: the command ends with exit code 3 then.
 
     Raises:
         UserError: bad prompts or model, or a folder that holds another run.
@@ -64,11 +77,26 @@ def _open_pool(config: GenerateConfig) -> Iterator[WorkerPool]:
 def _generate(
     config: GenerateConfig, prompts: Sequence[Prompt], pool: WorkerPool, repaint: Collection[int]
 ) -> GenerateSummary:
+    with open_claims(config.folder) as claims:
+        return _generate_claimed(config, prompts, pool, repaint, claims)
+
+
+def _generate_claimed(
+    config: GenerateConfig,
+    prompts: Sequence[Prompt],
+    pool: WorkerPool,
+    repaint: Collection[int],
+    claims: Claims | SoleClaims,
+) -> GenerateSummary:
     per_shard, k = config.prompts_per_shard, config.num_images_per_prompt
     prompts = resume_prompts(config.folder, prompts)
-    backends = pool.begin(RunSpec(resume_choices(config), config.is_guided(prompts)))
-    config = dataclasses.replace(config, jpeg_encoder=backends.jpeg_encoder)
-    begin_or_resume(config, prompts, backends.engine, pool.weights_hash)
+    # One at a time, as long as there is no dataset.json: another process may choose another engine for a new folder.
+    begun = shards.read_dataset(config.folder) is not None
+    with contextlib.nullcontext() if begun else claims.alone("begin"):
+        origin = origin_of(config)
+        backends = pool.begin(RunSpec(resume_choices(config), config.is_guided(prompts), origin))
+        config = dataclasses.replace(config, jpeg_encoder=backends.jpeg_encoder)
+        begin_or_resume(config, prompts, backends.engine, pool.weights_hash, origin)
 
     with open_writer(config.folder, config.staging) as writer:
         missing = writer.missing(-(-len(prompts) // per_shard), repaint)
@@ -77,17 +105,18 @@ def _generate(
         there = total - k * sum(len(block.prompts) for block in blocks)
         with progress("generate", total, "images", start=there) as bar:
             run_progress = RunProgress(bar, k, completed=there)
-
-            def write_block(block: Block, samples: list[shards.Sample]) -> None:
-                writer.write(block.shard, samples, images_per_prompt=k)
-                run_progress.add_written(samples)
-
-            pool.paint(blocks, write_block, run_progress)
+            queue = ShardQueue(blocks, claims, writer, run_progress, frozenset(repaint))
+            while queue:
+                if (first := next(queue, None)) is not None:
+                    pool.paint(itertools.chain([first], queue), queue.write, run_progress)
+                else:
+                    queue.wait()
             with run_progress.waiting():
                 writer.flush()
         summary = _summarise(config, prompts, pool, backends, run_progress, list(writer.done.values()))
     if missing or not (config.folder / "summary.json").exists():
-        write(config.folder / "summary.json", summary.as_json())
+        with claims.alone("summary"):
+            write(config.folder / "summary.json", summary.as_json())
     return summary
 
 
@@ -119,6 +148,8 @@ def _summarise(
         engine=backends.engine,
         batch_size=pool.batch_size,
         workers=run_progress.most_workers,
+        max_rejected=float(config.max_rejected),
+        images_due=config.num_images_per_prompt * len(prompts),
     )
 
 

@@ -45,6 +45,12 @@ class ShardWriter:
         repaint = set(repaint) - (self._uploader.recovered if self._uploader else set())
         return [shard for shard in range(count) if shard in repaint or shard not in self.done]
 
+    def find(self, shard: int) -> bool:
+        """Look again whether a shard has been finished by another process since."""
+        if self._uploader is None and shard not in self.done:
+            self.done |= shards.read_done(self._folder, [shard])
+        return shard in self.done
+
     def write(self, shard: int, samples: Sequence[shards.Sample], images_per_prompt: int = 0) -> None:
         """Write one shard whole; where it goes on to a URL, waits while MOST_WAITING others wait for that too."""
         self.done[shard] = shards.write_shard(self._folder, shard, samples, images_per_prompt)

@@ -91,6 +91,24 @@ class GenerateSummary:
     engine: str
     batch_size: int  # what fitted into memory in the end
     workers: int = 1  # processes that painted
+    images_due: int = 0  # K for each prompt
+    max_rejected: float = 1.0
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run has failed, though its shards are there: nothing, or too little, was kept."""
+        lost = self.images_due - self.images
+        if not lost or (self.images and lost <= self.max_rejected * self.images_due):
+            return None
+        reasons = dict(self.screened) | ({UNREADABLE: self.prompts_unreadable} if self.prompts_unreadable else {})
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        mend = f"; {NON_FINITE} is the model's: try --dtype fp32 or another --model" if NON_FINITE in reasons else ""
+        if not self.images:
+            return f"no picture was kept in {self.out} ({why}){mend}"
+        return (
+            f"--max-rejected {self.max_rejected:.4g}: {lost / self.images_due:.4g} of the pictures in {self.out} are "
+            f"lost, {lost} of {self.images_due} ({why}){mend}"
+        )
 
     @property
     def images_per_second(self) -> float:
@@ -152,6 +170,11 @@ class SweepSummary:
     """What one call of generate() did with several guidance scales."""
 
     runs: tuple[GenerateSummary, ...]
+
+    @property
+    def problem(self) -> str | None:
+        """As GenerateSummary.problem, of all runs that have one."""
+        return "; ".join(filter(None, (run.problem for run in self.runs))) or None
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.runs))

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from stablerep import shards
-from stablerep.engines.module import DTYPES
+from stablerep.engines.module import DTYPES, dtype_name
 from stablerep.generate import screen
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.encode import decide_encoder, to_file
@@ -37,6 +38,7 @@ class RunSpec:
 
     config: GenerateConfig  # with one guidance scale
     guided: bool  # any of its prompts
+    origin: dict[str, str] | None = None  # in the JSON of each sample, beside how it is made; None: neither
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Worker:
             UserError: --engine, --scheduler or --jpeg-encoder cannot run here.
         """
         config = decide_encoder(run.config, self.device)
+        self._origin = run.origin
         self.painter = open_painter(config, self.pipeline, self.device, guided=run.guided)
         return Backends(self.painter.engine.name, config.jpeg_encoder)
 
@@ -83,6 +86,7 @@ class Worker:
             "model": self.pipeline.weights_hash,
             "engine": self.painter.engine.name,
         }
+        recipe = self._recipe() if self._origin else {}
         samples = []
         for prompt, of_prompt in zip(block.prompts, pictures, strict=True):
             settings = asdict(config.settings_of(prompt))
@@ -94,10 +98,28 @@ class Worker:
                     prompt=prompt.text,
                     ending=config.image_format,
                     pictures=[_shard_picture(picture, label | settings | row, config) for picture in of_prompt],
-                    settings=label | settings,
+                    settings=label | settings | recipe,
                 )
             )
         return samples
+
+    def _recipe(self) -> dict[str, Any]:
+        """With what every picture of the run is made: enough to paint one again from its sample alone."""
+        config, lora = self.painter.config, [Path(each).name for each in self.painter.config.lora]
+        recipe: dict[str, Any] = {
+            "model_hash": self.pipeline.weights_hash,
+            "engine": self.painter.engine.name,
+            "dtype": dtype_name(self.pipeline.unet.dtype),
+            "device": self.device.type,
+            "scheduler": config.scheduler,
+            "num_inference_steps": config.num_inference_steps,
+            "guidance_rescale": config.guidance_rescale,
+            "image_format": config.image_format,
+        }
+        recipe |= {"jpeg_encoder": config.jpeg_encoder} if config.image_format == "jpg" else {}
+        recipe |= {"image_size": config.image_size} if config.image_size else {}
+        recipe |= ({"lora": lora} if lora else {}) | ({"compile": True} if config.compile else {})
+        return {**(self._origin or {}), **recipe}
 
     def count_cut(self, texts: Iterable[str]) -> int:
         """How many prompts are longer than the tokenizer takes."""

@@ -28,7 +28,7 @@ from stablerep.generate.schedulers import make_schedule
 from tests.generate.sampling import sample
 
 CPU = torch.device("cpu")
-NOWHERE = Store(Path("/nonexistent"))  # nothing is built, nothing is kept
+NOWHERE = Store(Path("/dev/null"))  # nothing is built, nothing is kept
 pytestmark = pytest.mark.skipif(compiled.why_not("cpu") is not None, reason=compiled.why_not("cpu") or "")
 
 
@@ -250,6 +250,49 @@ def test_what_differs_from_torch_is_never_run(pipeline: Pipeline, monkeypatch) -
     monkeypatch.setattr(native, "open_module", lambda spec: lambda inputs: opened(spec)(inputs) * 1.01)
     with pytest.raises(UserError, match="--engine native: its unet cannot be used: differs from torch"):
         open_engine("native", pipeline, NOWHERE, batch_size=4)
+
+
+def test_it_is_verified_once_for_a_model_on_a_machine(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def found(spec: ModuleSpec, *_: object) -> Verification:
+        seen.append(spec.name)
+        return Verification(ok=True, engine_ms=5.0, torch_ms=10.0, rows=8)
+
+    def verified(store: Store, batch_size: int = 4) -> list[str]:
+        seen.clear()
+        open_engine("auto", pipeline, store, batch_size)
+        return list(seen)
+
+    monkeypatch.setattr(select, "verify", found)
+    store, both = Store(tmp_path / "store"), ["unet", "vae_decoder"]
+    assert verified(store) == both and verified(store) == []
+    assert verified(store, batch_size=2) == both  # a batch of other rows
+    assert verified(store, batch_size=64) == both and verified(store, batch_size=640) == []  # it is timed on few
+    for path in (tmp_path / "store/.measured").iterdir():
+        path.write_text("{half")
+    assert verified(store) == both and verified(store) == []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert verified(store) == both
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(native, "digest", lambda: "other code")
+    assert verified(store) == both
+    assert store.entries() == []  # none of it is an engine
+
+
+@pytest.mark.parametrize(("engine_ms", "torch_ms"), [(9.0, 10.0), (10.0, 9.0)])
+def test_what_another_moment_could_turn_is_measured_again(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine_ms: float, torch_ms: float
+) -> None:
+    found = Verification(ok=True, engine_ms=engine_ms, torch_ms=torch_ms, rows=8)
+    monkeypatch.setattr(select, "verify", lambda *_: found)
+    open_engine("auto", pipeline, Store(tmp_path / "store"), batch_size=4)
+    assert not (tmp_path / "store").exists()
 
 
 def test_generate_names_it_and_keeps_to_it(pipeline: Pipeline, prompts: Path, tmp_path: Path) -> None:

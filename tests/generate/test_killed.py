@@ -55,6 +55,17 @@ def test_killed_at_random_moments_fifty_times(prompts: Path, tmp_path: Path, see
     check(folders, prompts, tmp_path)
 
 
+def test_one_of_three_that_share_a_folder(prompts: Path, tmp_path: Path) -> None:
+    folders, killed = drive("shared", prompts, tmp_path, times=6, seed=4)
+    assert killed >= 4  # the others were done already
+    check(folders, prompts, tmp_path)
+    for folder in folders:
+        lines = folder.with_name(f"{folder.name}.made").read_text().splitlines()
+        made = [tuple(map(int, line.split())) for line in lines]
+        assert {images for images, _ in made} == {8}  # whoever ended knows of all
+        assert sum(made_here for _, made_here in made) <= 8  # the killed one's are missing: none was painted twice
+
+
 def test_killed_before_each_file_operation(prompts: Path, tmp_path: Path) -> None:
     two_shards = {"prompts_per_shard": 2}
     folders, killed = drive("steps", prompts, tmp_path, **two_shards)

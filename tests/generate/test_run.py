@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from stablerep import cli, shards
 from stablerep.config import UserError, parse
 from stablerep.generate.config import GenerateConfig, sweep_folder_name
 from stablerep.generate.dry_run import estimate
-from stablerep.generate.pipeline import Pipeline
+from stablerep.generate.pipeline import Pipeline, default_generator
+from stablerep.generate.run import generate
+from stablerep.generate.summary import GenerateSummary, SweepSummary
 from stablerep.shards import index_images, index_shards
 from tests.generate.folders import digests
 
@@ -217,6 +221,75 @@ def test_prompts_bring_their_own_settings(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         cli.gen(argv)
     assert "--prompts" in capsys.readouterr().err
+
+
+@pytest.fixture
+def nan_model(pipeline: Pipeline, tmp_path: Path) -> Path:
+    """The embedded default with a VAE that gives NaN."""
+    model = Path(shutil.copytree(default_generator(), tmp_path / "nan_model"))
+    vae = copy.deepcopy(pipeline.vae)
+    vae.decoder.conv_out.bias.requires_grad_(False).fill_(float("nan"))
+    vae.save_pretrained(model / "vae")
+    return model
+
+
+def test_a_run_that_keeps_nothing_ends_with_3_and_says_why_each_time(
+    nan_model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--prompts", str(prompts), "--out", str(tmp_path / "out"), "--model", str(nan_model)]
+    argv += ["--num-images-per-prompt", "1", "--num-inference-steps", "1", "--screen-retries", "0"]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            cli.gen(argv)
+        assert stopped.value.code == 3
+        printed = capsys.readouterr()
+        assert "0 images in" in printed.out
+        assert f"stablerep-gen: no picture was kept in {tmp_path / 'out'} (4 non-finite); " in printed.err
+    assert (tmp_path / "out/000000_stats.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("most", "images", "problem"),
+    [
+        (1.0, 1, None),
+        ("50%", 10, None),
+        ("50%", 9, "--max-rejected 0.5: 0.55 of the pictures in out are lost, 11 of 20 (8 flat, 3 non-finite)"),
+        (0, 20, None),
+        (0.0, 19, "--max-rejected 0: 0.05 of the pictures in out are lost, 1 of 20 (8 flat, 3 non-finite)"),
+        (1.0, 0, "no picture was kept in out (8 flat, 3 non-finite)"),
+    ],
+)
+def test_what_may_be_lost(most: float | str, images: int, problem: str | None) -> None:
+    config = GenerateConfig(prompts=Path("p.txt"), out="o", max_rejected=most)
+    summary = GenerateSummary(
+        out=Path("out"), images=images, images_made=0, seconds=1, wait_share=0, prompts=20, prompts_empty=0,
+        prompts_cut=0, prompts_unreadable=0, prompts_short=0, screen="drop", screened={"flat": 8, "non-finite": 3},
+        scores={}, device="cpu", engine="torch", batch_size=1, images_due=20, max_rejected=config.max_rejected,
+    )  # fmt: skip
+    assert summary.problem == (problem and problem + "; non-finite is the model's: try --dtype fp32 or another --model")
+    sweep = SweepSummary((summary, summary))
+    assert (sweep.problem or "").count("lost") == (summary.problem or "").count("lost") * 2
+
+
+@pytest.mark.parametrize("most", ["half", "120%", -0.1, 2, float("nan"), "%"])
+def test_no_share(most: float | str) -> None:
+    with pytest.raises(UserError, match="--max-rejected must be a share between 0 and 1, or 0% and 100%, got "):
+        GenerateConfig(prompts=Path("p.txt"), out="o", max_rejected=most)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_no_folder_below_a_file_or_a_link_to_nothing(prompts: Path, tmp_path: Path, dry_run: bool) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    run = estimate if dry_run else generate
+    for out, message in (
+        ("file", "file is a file; choose a folder"),
+        ("file/out", "file is a file; choose a folder"),
+        ("link", "link is a link to .*nowhere, which is not there"),
+        ("link/out", "link is a link to .*nowhere, which is not there"),
+    ):
+        with pytest.raises(UserError, match=f"--out {tmp_path / out}: {tmp_path}/{message}"):
+            run(GenerateConfig(prompts=prompts, out=tmp_path / out, dry_run=dry_run))
 
 
 def test_an_estimate_of_several_scales(prompts: Path, tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ over and over, are prepared once.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +38,15 @@ def why_not(spec: ModuleSpec) -> str | None:
     if count > MOST_WEIGHTS:
         return f"the {spec.name} has {count / 1e6:.0f} M weights, and it is made for at most {MOST_WEIGHTS / 1e6:.0f} M"
     return None
+
+
+@functools.cache
+def digest() -> str:
+    """Sixteen hex digits over the code that makes this engine's numbers: the compiled module and what drives it."""
+    compiled = native.module().__file__
+    assert compiled is not None
+    files = [Path(compiled), *sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 @torch.inference_mode()
