@@ -56,11 +56,16 @@ def evaluate(**fields: Any) -> dict[str, Any]:
     return evaluate(EvaluateConfig(**fields))
 
 
-def load_encoder(path: str | Path) -> tuple[nn.Module, InputTransform]:
-    """Open a trained encoder (a run's folder or its exported/ folder) with the transform its pictures need."""
+def load_encoder(path_or_name: str | Path, arch: str | None = None) -> tuple[nn.Module, InputTransform]:
+    """Open an encoder with the transform its pictures need; it comes in eval mode, without classifier.
+
+    path_or_name: a run of stablerep-train or its exported/ folder; a folder of timm; a file of weights (safetensors, or
+    as torch.save writes it), with arch = timm's name of the model where the file does not say; or a timm name
+    (resnet50.a1_in1k) or hf-hub:owner/name, with pretrained weights.
+    """
     from stablerep.models import load_encoder
 
-    return load_encoder(Path(path))
+    return load_encoder(path_or_name, arch)
 
 
 def default_generator() -> Path:

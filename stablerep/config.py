@@ -20,19 +20,34 @@ from stablerep import atomic
 
 Config = TypeVar("Config")
 
+MOST_NAMED = 20  # choices in one line
+
 
 class UserError(Exception):
     """A mistake the user can fix: one line that names the flag, the value and the way out."""
 
 
 def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
-    """Raise a UserError that suggests the nearest of `choices` unless value is one of them."""
+    """Raise a UserError unless value is one of `choices`. It names the nearest and all of them; of many, three."""
     if value in choices:
         return
+    many = len(choices) > MOST_NAMED
+    near = nearest(value, choices)[: 3 if many else 1]
+    hint = f"did you mean {either(near)}?" if near else "nothing like it is known" if many else "there is"
+    known = "" if many else f" (known: {', '.join(sorted(choices))})"
+    raise UserError(f"{flag} {value!r} is unknown; {hint}{known}")
+
+
+def nearest(value: str, choices: Collection[str]) -> list[str]:
+    """The choices that value may have been meant for, the likeliest first; none where nothing is like it."""
     short_for = sorted((choice for choice in choices if _abbreviates(value, choice)), key=len)
-    near = short_for or difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "there is"
-    raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:20])})")
+    return list(dict.fromkeys([*short_for[:1], *difflib.get_close_matches(value, choices, n=3, cutoff=0.4)]))
+
+
+def either(names: Sequence[str]) -> str:
+    """`a, b or c`"""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def check_at_least(config: Any, **lowest: float) -> None:
