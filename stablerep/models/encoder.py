@@ -18,20 +18,20 @@ from torch import nn
 from stablerep import atomic
 from stablerep.config import UserError
 from stablerep.models.input_transform import InputTransform
-from stablerep.models.pretrained import check_arch, create_pretrained
+from stablerep.models.pretrained import check_arch
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def create_encoder(arch: str, image_size: int, pretrained: bool = False) -> nn.Module:
-    """A timm model without classifier: [B, 3, image_size, image_size] to [B, num_features].
+def create_encoder(arch: str, image_size: int) -> nn.Module:
+    """A timm model with random weights and without classifier: [B, 3, image_size, image_size] to [B, num_features].
 
     Features are what timm pools for that model: the class token of a plain ViT, the average of a CNN. The model is
     timm's own, stem and all, so that plain timm opens what is exported. A stem made for 224 pixels sees little of a
     small picture: train those at a larger image_size, to which they are resized once.
 
     Raises:
-        UserError: timm has no such model, it cannot take that size, or its pretrained weights cannot be had.
+        UserError: timm has no such model, or it cannot take that size.
     """
     import timm
 
@@ -40,10 +40,7 @@ def create_encoder(arch: str, image_size: int, pretrained: bool = False) -> nn.M
     if timm.models.get_pretrained_cfg(arch.split(".")[0]).fixed_input_size:  # ViTs and their kin are built for one size
         options["img_size"] = image_size
     try:
-        if pretrained:
-            encoder = create_pretrained(arch, **options)
-        else:
-            encoder = timm.create_model(arch, pretrained=False, num_classes=0, **options)
+        encoder = timm.create_model(arch, pretrained=False, num_classes=0, **options)
         check_forward(encoder, image_size)
     except (RuntimeError, ValueError, AssertionError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

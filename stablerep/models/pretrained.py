@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
@@ -33,7 +32,7 @@ def full_name(arch: str) -> str:
     return f"{about.architecture}.{about.tag}" if about.tag else arch
 
 
-def create_pretrained(name: str, **options: Any) -> nn.Module:
+def create_pretrained(name: str) -> nn.Module:
     """A timm model without classifier, with its weights from the cache or fetched.
 
     Raises:
@@ -48,7 +47,7 @@ def create_pretrained(name: str, **options: Any) -> nn.Module:
         name = full_name(name)
     try:
         with _offline_unless_reachable() as why_not:
-            return timm.create_model(name, pretrained=True, num_classes=0, **options)
+            return timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # the hub client's errors are OSErrors
         if why_not:
             raise UserError(_mend(name, why_not[0])) from error

@@ -54,7 +54,14 @@ class TrainConfig:
     `simclr`: two views of one picture are."""
 
     arch: str = "vit_base_patch16_224"
-    """Any timm model."""
+    """Any timm model. With --pretrained also one with the tag of its weights, as resnet50.a1_in1k."""
+
+    pretrained: bool = False
+    """Begin with timm's pretrained weights instead of random ones."""
+
+    init: str | None = None
+    """Begin a new run with the weights of another: a run of stablerep-train (its head too, if the widths are the same),
+    a file of weights, or a name of timm or the hub; what stablerep-eval --checkpoint takes. Of the model of --arch."""
 
     image_size: int = 224
     """Side in pixels of the crops the encoder is trained on."""
@@ -124,6 +131,8 @@ class TrainConfig:
         if self.online and OBJECTIVES[self.objective].group_by != "prompt":
             raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
+        if self.pretrained and self.init:
+            raise UserError(f"--pretrained and --init {self.init} both say what to begin with; give one of them")
         check_at_least(
             self, image_size=8, views_per_prompt=2, batch_size=4, steps=0, weight_decay=0, head_hidden=1, head_out=1,
             seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1, pool_prompts=0, pool_uses=1,

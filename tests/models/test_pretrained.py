@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
-from torch import nn
 
 from stablerep.config import UserError
 from stablerep.models import InputTransform, create_encoder, load_encoder
-
-COMMIT = "0" * 40
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A hub that refuses at once, and an empty cache."""
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def in_cache(cache: Path, name: str) -> nn.Module:
-    """Weights of timm/NAME as the hub's client keeps them."""
-    torch.manual_seed(7)
-    model = timm.create_model(name.partition(".")[0]).eval()
-    folder = cache / f"models--timm--{name}"
-    snapshot = folder / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(COMMIT)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, snapshot / "model.safetensors")
-    about = {"architecture": name.partition(".")[0], "num_classes": 1000}
-    (snapshot / "config.json").write_text(json.dumps(about | {"pretrained_cfg": model.pretrained_cfg}, default=str))
-    return model
+from tests.hub_cache import in_cache
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_resnet.r160_in1k", "hf-hub:timm/test_resnet.r160_in1k"])
@@ -51,13 +23,6 @@ def test_weights_of_the_cache_need_no_network(no_network: Path, name: str) -> No
     with torch.inference_mode():
         expected = model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
         torch.testing.assert_close(encoder(pixels), expected)
-
-
-def test_pretrained_at_another_size(no_network: Path) -> None:
-    model = in_cache(no_network, "test_vit.r160_in1k")
-    encoder = create_encoder("test_vit", 64, pretrained=True)
-    assert torch.equal(encoder.state_dict()["cls_token"], model.state_dict()["cls_token"])
-    assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, encoder.num_features)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "hf-hub:somebody/something"])
