@@ -28,10 +28,11 @@ def generate(**fields: Any) -> GenerateSummary | SweepSummary:
 
     guidance_scale=[1, 2] makes a run of each, and the result holds a summary of each.
     """
+    from stablerep.config import from_fields
     from stablerep.generate.config import GenerateConfig
     from stablerep.generate.run import generate
 
-    return generate(GenerateConfig(**fields))
+    return generate(from_fields(GenerateConfig, fields))
 
 
 def train(**fields: Any) -> Path:
@@ -50,10 +51,11 @@ def train(**fields: Any) -> Path:
 
 def evaluate(**fields: Any) -> dict[str, Any]:
     """Measure a frozen encoder on a labelled set; fields as in evaluate.config.EvaluateConfig. Returns the results."""
+    from stablerep.config import from_fields
     from stablerep.evaluate.config import EvaluateConfig
     from stablerep.evaluate.run import evaluate
 
-    return evaluate(EvaluateConfig(**fields))
+    return evaluate(from_fields(EvaluateConfig, fields))
 
 
 def load_encoder(path_or_name: str | Path, arch: str | None = None) -> tuple[nn.Module, InputTransform]:
