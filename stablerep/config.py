@@ -64,6 +64,14 @@ def check_at_least(config: Any, **lowest: float) -> None:
             raise UserError(f"{flag_of(name)} must be at least {low}, got {value}")
 
 
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise a UserError if folder, or what it would lie in, is a file."""
+    place = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if place.exists() and not place.is_dir():
+        what = "is a file" if place == folder else f"lies below {place}, which is a file"
+        raise UserError(f"{flag} {folder} {what}; choose a folder")
+
+
 def check_above_zero(config: Any, *names: str) -> None:
     for name in names:
         if not 0 < getattr(config, name) < math.inf:

@@ -37,8 +37,8 @@ def check_same_run(out: Path, earlier: Config | None, config: Config, free: Coll
             for each in (earlier, config)
         )
         refuse_other_run(out, kept, asked, mend)
-    elif out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; choose a folder")
+    else:
+        configs.check_folder("--out", out)
 
 
 def refuse_other_run(out: object, earlier: dict[str, Any], now: dict[str, Any], mend: str = MEND) -> None:
