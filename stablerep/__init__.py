@@ -28,10 +28,11 @@ def generate(**fields: Any) -> GenerateSummary | SweepSummary:
 
     guidance_scale=[1, 2] makes a run of each, and the result holds a summary of each.
     """
+    from stablerep.config import from_fields
     from stablerep.generate.config import GenerateConfig
     from stablerep.generate.run import generate
 
-    return generate(GenerateConfig(**fields))
+    return generate(from_fields(GenerateConfig, fields))
 
 
 def train(**fields: Any) -> Path:
@@ -50,17 +51,23 @@ def train(**fields: Any) -> Path:
 
 def evaluate(**fields: Any) -> dict[str, Any]:
     """Measure a frozen encoder on a labelled set; fields as in evaluate.config.EvaluateConfig. Returns the results."""
+    from stablerep.config import from_fields
     from stablerep.evaluate.config import EvaluateConfig
     from stablerep.evaluate.run import evaluate
 
-    return evaluate(EvaluateConfig(**fields))
+    return evaluate(from_fields(EvaluateConfig, fields))
 
 
-def load_encoder(path: str | Path) -> tuple[nn.Module, InputTransform]:
-    """Open a trained encoder (a run's folder or its exported/ folder) with the transform its pictures need."""
+def load_encoder(path_or_name: str | Path, arch: str | None = None) -> tuple[nn.Module, InputTransform]:
+    """Open an encoder with the transform its pictures need; it comes in eval mode, without classifier.
+
+    path_or_name: a run of stablerep-train or its exported/ folder; a folder of timm; a file of weights (safetensors, or
+    as torch.save writes it), with arch = timm's name of the model where the file does not say; or a timm name
+    (resnet50.a1_in1k) or hf-hub:owner/name, with pretrained weights.
+    """
     from stablerep.models import load_encoder
 
-    return load_encoder(Path(path))
+    return load_encoder(path_or_name, arch)
 
 
 def default_generator() -> Path:

@@ -9,17 +9,19 @@ import contextlib
 import dataclasses
 import errno
 import gc
+import inspect
 import logging
 import os
 import re
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stablerep.config import UserError, check_choice, parse
+from stablerep import __version__
+from stablerep.config import Config, UserError, check_choice, parse, print_completion
 from stablerep.storage import Folder, place
 
 BACK = "run the same command when its file system is back; nothing finished is lost"
@@ -40,10 +42,13 @@ MENDS = {
     errno.EROFS: "choose an --out you can write to",
     errno.ENAMETOOLONG: "choose a shorter --out",
 }
+HELP, HELP_ALL, COMPLETION = ("-h", "--help"), "--help-all", "--tyro-"
+SHELLS = ("bash", "zsh", "tcsh", "fish")
+SPOKEN = ("generate", "models", "train")  # whose choices are the user's to know; engines and storage speak as generate
 
 
 def gen(argv: Sequence[str] | None = None) -> None:
-    """stablerep-gen"""
+    """Paint pictures of prompts into shards."""
 
     def run(argv: Sequence[str]) -> None:
         from stablerep.generate.config import GenerateConfig
@@ -54,7 +59,7 @@ def gen(argv: Sequence[str] | None = None) -> None:
         folder, others = _take_folder("--repair", argv)
         if folder:
             return _repair(folder, others)
-        config = _with_cache_folders(parse(GenerateConfig, argv, "stablerep-gen"))
+        config = _with_cache_folders(_parse(GenerateConfig, argv, "stablerep-gen"))
         if config.dry_run:
             with _importing():
                 from stablerep.generate.dry_run import estimate
@@ -74,12 +79,12 @@ def gen(argv: Sequence[str] | None = None) -> None:
 
 
 def prompts(argv: Sequence[str] | None = None) -> None:
-    """stablerep-prompts"""
+    """Make prompts of a list of classes."""
 
     def run(argv: Sequence[str]) -> None:
         from stablerep.prompts.config import PromptsConfig
 
-        config = parse(PromptsConfig, argv, "stablerep-prompts")
+        config = _parse(PromptsConfig, argv, "stablerep-prompts")
         from stablerep.prompts.writer import write_prompts
 
         print(write_prompts(config))
@@ -94,7 +99,7 @@ def _take_folder(flag: str, argv: Sequence[str]) -> tuple[Folder | None, list[st
             joined = [word[len(flag) + 1 :]] if "=" in word else list(argv[at + 1 : at + 2])
             if not joined or not joined[0] or joined[0].startswith("--"):
                 raise UserError(f"{flag} needs the folder to look at: stablerep-gen {flag} OUT")
-            return place(joined[0]), [*argv[:at], *argv[at + (1 if "=" in word else 2) :]]
+            return place(os.path.expanduser(joined[0])), [*argv[:at], *argv[at + (1 if "=" in word else 2) :]]
     return None, list(argv)
 
 
@@ -132,12 +137,12 @@ def _repair(out: Folder, others: Sequence[str]) -> None:
 
 
 def train(argv: Sequence[str] | None = None) -> None:
-    """stablerep-train"""
+    """Train an encoder on shards or photos."""
 
     def run(argv: Sequence[str]) -> None:
         from stablerep.train.config import TrainConfig
 
-        config = parse(TrainConfig, argv, "stablerep-train")
+        config = _parse(TrainConfig, argv, "stablerep-train")
         open_online = None
         if config.online:
             from stablerep.generate.online import opener
@@ -151,12 +156,12 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
-    """stablerep-eval"""
+    """Measure a frozen encoder on labelled photos."""
 
     def run(argv: Sequence[str]) -> None:
         from stablerep.evaluate.config import EvaluateConfig
 
-        config = parse(EvaluateConfig, argv, "stablerep-eval")
+        config = _parse(EvaluateConfig, argv, "stablerep-eval")
         from rich.console import Console
 
         from stablerep.evaluate.run import evaluate, table
@@ -167,18 +172,19 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
 
 
 def engine(argv: Sequence[str] | None = None) -> None:
-    """stablerep-engine build | list | verify | prune"""
+    """Compile a model's UNet and VAE, and look after what is compiled."""
 
     def run(argv: Sequence[str]) -> None:
         from stablerep.engines.config import COMMANDS
 
         verb, *rest = argv or ["--help"]
-        if verb in ("-h", "--help"):
-            print("usage: stablerep-engine build | list | verify | prune [--help]\n")
-            print("\n".join(f"  {name:8}{(cls.__doc__ or '').strip()}" for name, cls in COMMANDS.items()))
+        if verb in HELP:
+            print(_usage("stablerep-engine", COMMANDS))
             return
+        if verb.startswith(COMPLETION):
+            return print_completion("stablerep-engine", COMMANDS, argv)
         check_choice("stablerep-engine", verb, COMMANDS)
-        config = _with_cache_folders(parse(COMMANDS[verb], rest, f"stablerep-engine {verb}"))
+        config = _with_cache_folders(_parse(COMMANDS[verb], rest, f"stablerep-engine {verb}"))
         from stablerep.engines.commands import run
         from stablerep.generate.pipeline import open_pipeline
 
@@ -190,14 +196,68 @@ def engine(argv: Sequence[str] | None = None) -> None:
 
 
 def doctor(argv: Sequence[str] | None = None) -> None:
-    """stablerep-doctor"""
+    """Say what is installed, what is missing, and how to mend it."""
 
     def run(argv: Sequence[str]) -> None:
+        if set(argv) & set(HELP):
+            print(f"usage: stablerep-doctor\n\n{doctor.__doc__}")
+            return
+        if argv:
+            raise UserError(f"takes no flags, got {argv[0]}")
         from stablerep.doctor import report
 
         print(report())
 
     _command("stablerep-doctor", run, argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str] | None], None]] = {
+    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "engine": engine, "doctor": doctor,
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """stablerep VERB is stablerep-VERB."""
+
+    def run(argv: Sequence[str]) -> None:
+        verb, *rest = argv or ["--help"]
+        if verb in HELP:
+            print(_usage("stablerep", COMMANDS))
+            return
+        if verb.startswith(COMPLETION):
+            return print_completion("stablerep", _configs(), argv)
+        check_choice("stablerep", verb, COMMANDS)
+        COMMANDS[verb](rest)
+
+    _command("stablerep", run, argv)
+
+
+def _configs() -> dict[str, Any]:
+    """The flags of each command, for completion."""
+    from stablerep.engines.config import COMMANDS as ENGINE
+    from stablerep.evaluate.config import EvaluateConfig
+    from stablerep.generate.config import GenerateConfig
+    from stablerep.prompts.config import PromptsConfig
+    from stablerep.train.config import TrainConfig
+
+    flags = {"prompts": PromptsConfig, "gen": GenerateConfig, "train": TrainConfig, "eval": EvaluateConfig}
+    doctor = dataclasses.make_dataclass("Doctor", [])
+    return {**flags, "engine": ENGINE, "doctor": doctor}
+
+
+def _usage(prog: str, verbs: Mapping[str, object]) -> str:
+    lines = [f"  {verb:9}{(inspect.getdoc(what) or '').partition(chr(10))[0]}" for verb, what in verbs.items()]
+    return "\n".join([f"usage: {prog} {' | '.join(verbs)} [--help]", "", *lines])
+
+
+def _parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
+    """The config that flags make, or its help."""
+    if asked := set(argv) & {*HELP, HELP_ALL}:
+        from stablerep.flag_help import help_text
+
+        print(help_text(cls, prog, everything=HELP_ALL in asked))
+        sys.exit(0)
+    return parse(cls, argv, prog)
 
 
 def _with_cache_folders(config: Any) -> Any:
@@ -228,16 +288,18 @@ def _importing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _spoken_log() -> Iterator[None]:
-    """What generating says of its choices and of long waits, on stderr."""
-    log, handler = logging.getLogger("stablerep.generate"), logging.StreamHandler()
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    """What commands say of their choices and of long waits, on stderr."""
+    logs, handler = [logging.getLogger(f"stablerep.{room}") for room in SPOKEN], logging.StreamHandler()
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.removeHandler(handler)
+            log.setLevel(level)
 
 
 def _command(name: str, run: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> None:
@@ -246,9 +308,15 @@ def _command(name: str, run: Callable[[Sequence[str]], None], argv: Sequence[str
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if argv is None and _address_space() is not None:
         _outlive(name)
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv) == ["--version"]:
+        print(f"stablerep {__version__}")
+        return
     try:
+        if argv and argv[0] == f"{COMPLETION}print-completion":  # tyro asserts
+            check_choice(argv[0], argv[1] if len(argv) > 1 else "", SHELLS)
         with _spoken_log():
-            run(sys.argv[1:] if argv is None else argv)
+            run(argv)
     except KeyboardInterrupt:
         print(f"\n{name}: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -8,17 +8,26 @@ import hashlib
 import json
 import math
 import operator
+import os
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 
 from stablerep import atomic
 
 Config = TypeVar("Config")
+T = TypeVar("T")
+
+FIRST_LOOK = "first look"
+# Around the type of a field: a flag that `--help` shows; `--help-all` shows the others too. Their headings stand
+# between the fields of a config, as class variables: `OPTIMISER: ClassVar = "Optimiser"`.
+FirstLook = Annotated[T, FIRST_LOOK]
+
+MOST_NAMED = 20  # choices in one line
 
 
 class UserError(Exception):
@@ -26,13 +35,26 @@ class UserError(Exception):
 
 
 def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
-    """Raise a UserError that suggests the nearest of `choices` unless value is one of them."""
+    """Raise a UserError unless value is one of `choices`. It names the nearest and all of them; of many, three."""
     if value in choices:
         return
+    many = len(choices) > MOST_NAMED
+    near = nearest(value, choices)[: 3 if many else 1]
+    hint = f"did you mean {either(near)}?" if near else "nothing like it is known" if many else "there is"
+    known = "" if many else f" (known: {', '.join(sorted(choices))})"
+    raise UserError(f"{flag} {value!r} is unknown; {hint}{known}")
+
+
+def nearest(value: str, choices: Collection[str]) -> list[str]:
+    """The choices that value may have been meant for, the likeliest first; none where nothing is like it."""
     short_for = sorted((choice for choice in choices if _abbreviates(value, choice)), key=len)
-    near = short_for or difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "there is"
-    raise UserError(f"{flag} {value!r} is unknown; {hint} (known: {', '.join(sorted(choices)[:20])})")
+    return list(dict.fromkeys([*short_for[:1], *difflib.get_close_matches(value, choices, n=3, cutoff=0.4)]))
+
+
+def either(names: Sequence[str]) -> str:
+    """`a, b or c`"""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def check_at_least(config: Any, **lowest: float) -> None:
@@ -40,6 +62,14 @@ def check_at_least(config: Any, **lowest: float) -> None:
     for name, low in lowest.items():
         if (value := getattr(config, name)) is not None and value < low:
             raise UserError(f"{flag_of(name)} must be at least {low}, got {value}")
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise a UserError if folder, or what it would lie in, is a file."""
+    place = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if place.exists() and not place.is_dir():
+        what = "is a file" if place == folder else f"lies below {place}, which is a file"
+        raise UserError(f"{flag} {folder} {what}; choose a folder")
 
 
 def check_above_zero(config: Any, *names: str) -> None:
@@ -71,7 +101,7 @@ def parse(
     """
     import tyro  # 0.2 s: only commands pay for it
 
-    argv = list(argv)
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if base:
         argv = _flags(cls, base, base_path, skip={word.split("=")[0] for word in argv}) + argv
     if "--config" in argv:
@@ -79,10 +109,10 @@ def parse(
         if at + 1 == len(argv):
             raise UserError("--config needs the path of a YAML file")
         given = {word.split("=")[0] for word in argv}
-        path = Path(argv[at + 1])
+        path = Path(argv[at + 1]).expanduser()
         argv[at : at + 2] = _flags(cls, _read(path), path, skip=given)
     fields: Any = tyro.cli(
-        _with_help(cls),
+        with_help(cls),
         args=_gather(cls, argv),
         prog=prog,
         description=f"{(cls.__doc__ or '').strip()}\n\n--config FILE.yaml: read the fields from there; flags win.",
@@ -90,13 +120,33 @@ def parse(
     return from_fields(cls, vars(fields))
 
 
-def _with_help(cls: type[Config]) -> type:
+def print_completion(prog: str, commands: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Carry out --tyro-print-completion SHELL of a command that has commands of its own.
+
+    commands: the config of each, or again the commands of one.
+    """
+    import tyro
+
+    def choice(commands: Mapping[str, Any]) -> Any:
+        kinds = []
+        for name, what in commands.items():
+            if isinstance(what, Mapping):
+                kind: Any = dataclasses.make_dataclass(name, [("command", choice(what))])
+            else:
+                kind = with_help(what)
+            kinds.append(operator.getitem(typing.Annotated, (kind, tyro.conf.subcommand(name, prefix_name=False))))
+        return operator.getitem(typing.Union, tuple(kinds))
+
+    tyro.cli(choice(commands), prog=prog, args=argv)
+
+
+def with_help(cls: type[Config]) -> type:
     """The fields of a config, each with its docstring in one line: tyro would keep the breaks of the source's lines."""
     import tyro
 
     fields: list[Any] = []
-    for owner, field in _flat_fields(cls):
-        help_text = tyro.conf.arg(help=_docstrings(owner).get(field.name, ""))
+    for owner, field in flat_fields(cls):
+        help_text = tyro.conf.arg(help=docstrings(owner).get(field.name, ""))
         kind = operator.getitem(
             typing.Annotated, (typing.get_type_hints(owner, include_extras=True)[field.name], help_text)
         )
@@ -106,37 +156,49 @@ def _with_help(cls: type[Config]) -> type:
 
 
 @lru_cache
-def _docstrings(cls: type) -> dict[str, str]:
+def docstrings(cls: type) -> dict[str, str]:
+    """The help of each field in one line."""
     import docstring_parser
 
     params = docstring_parser.parse_from_object(cls).params
     return {param.arg_name: " ".join((param.description or "").split()) for param in params}
 
 
-def _inner_configs(cls: type) -> dict[str, type]:
+def inner_configs(cls: type) -> dict[str, type]:
     """The fields that are configs themselves. Their flags and YAML fields are those of the outer config."""
     kinds: dict[str, Any] = typing.get_type_hints(cls)
     return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
 
 
-def _flat_fields(cls: type) -> Iterator[tuple[type, dataclasses.Field[Any]]]:
+def flat_fields(cls: type) -> Iterator[tuple[type, dataclasses.Field[Any]]]:
     """Each field that is a flag, and the class it stands in."""
-    inner = _inner_configs(cls)
+    inner = inner_configs(cls)
     for field in dataclasses.fields(cls):
         if field.name in inner:
-            yield from _flat_fields(inner[field.name])
+            yield from flat_fields(inner[field.name])
         else:
             yield cls, field
 
 
 def from_fields(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """A config from a value for each flag, those of its inner configs too."""
-    outer = dict(values)
-    for name, inner in _inner_configs(cls).items():
-        flags = {field.name for _, field in _flat_fields(inner)} & outer.keys()
+    """A config from a value for each flag, those of its inner configs too; ~ in paths is the user's home.
+
+    Flags, YAML files and the functions of `stablerep` all come by here, so a path means the same in each.
+    """
+    outer = {name: _at_home(value) for name, value in values.items()}
+    for name, inner in inner_configs(cls).items():
+        flags = {field.name for _, field in flat_fields(inner)} & outer.keys()
         if flags or name not in outer:
             outer[name] = from_fields(inner, {flag: outer.pop(flag) for flag in flags})
     return cls(**outer)
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_at_home(item) for item in value)
+    if isinstance(value, str | Path) and (str(value) == "~" or str(value).startswith("~/")):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -172,7 +234,7 @@ def fingerprint(values: Any) -> str:
 
 def _gather(cls: type, argv: Sequence[str]) -> list[str]:
     """Put the values of a field that takes many behind one flag: `--data A --data B` means `--data A B`."""
-    many = {flag_of(field.name) for _, field in _flat_fields(cls) if "tuple[" in str(field.type)}
+    many = {flag_of(field.name) for _, field in flat_fields(cls) if "tuple[" in str(field.type)}
     others: list[str] = []
     values: dict[str, list[str]] = {}
     taker = others
@@ -200,7 +262,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_fields(cls: type, values: dict[str, Any], path: Path) -> None:
-    names = [field.name for _, field in _flat_fields(cls)]
+    names = [field.name for _, field in flat_fields(cls)]
     for name in values:
         check_choice(f"{path}: field", name, names)
 

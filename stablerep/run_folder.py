@@ -10,6 +10,7 @@ from stablerep import config as configs
 from stablerep.config import UserError, flag_of
 
 CONFIG = "config.yaml"
+MEND = "choose another --out, or the same value to go on"
 
 Config = TypeVar("Config")
 
@@ -24,30 +25,28 @@ def read_config(cls: type[Config], out: Path) -> Config | None:
     return configs.load(cls, path) if path.exists() else None
 
 
-def check_same_run(out: Path, earlier: Config | None, config: Config, free: Collection[str]) -> None:
+def check_same_run(out: Path, earlier: Config | None, config: Config, free: Collection[str], mend: str = MEND) -> None:
     """Raise a UserError unless `config` may go on in `out`, which holds the run `earlier`, or none.
 
     free are the fields that may differ: where a run is, what it runs on, what it leaves behind; not what it computes.
+    mend is what the user can do where others differ.
     """
     if earlier is not None:
         kept, asked = (
             {name: value for name, value in configs.to_dict(each).items() if name not in free}
             for each in (earlier, config)
         )
-        refuse_other_run(out, kept, asked)
-    elif out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; choose a folder")
+        refuse_other_run(out, kept, asked, mend)
+    else:
+        configs.check_folder("--out", out)
 
 
-def refuse_other_run(out: object, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+def refuse_other_run(out: object, earlier: dict[str, Any], now: dict[str, Any], mend: str = MEND) -> None:
     """Raise a UserError that names the first difference between a folder's config and the one asked for."""
     for name in sorted(earlier.keys() | now.keys()):
         if earlier.get(name) != now.get(name):
             theirs, ours = (repr(run[name]) if name in run else "the default" for run in (earlier, now))
-            raise UserError(
-                f"--out {out} holds another run: its {flag_of(name)} is {theirs}, not {ours}; "
-                "choose another --out, or the same value to go on"
-            )
+            raise UserError(f"--out {out} holds another run: its {flag_of(name)} is {theirs}, not {ours}; {mend}")
 
 
 def refuse_foreign_files(out: object, names: Sequence[str]) -> None:

@@ -145,6 +145,16 @@ def prompts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A hub that refuses at once; the folder of its client's cache, empty."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """As another process of the same test has: products of other sizes, of threads too, round otherwise."""
     import torch

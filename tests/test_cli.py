@@ -14,6 +14,7 @@ import pytest
 from stablerep import atomic, cli
 from stablerep.config import UserError
 from stablerep.shards import index_shards
+from tests.data.pictures import write_folder
 
 
 def refused(command, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -102,6 +103,21 @@ def test_train_and_eval_refuse_in_one_line(tmp_path: Path, capsys: pytest.Captur
     assert "nowhere" in refused(cli.train, ["--data", str(tmp_path / "nowhere"), *out], capsys)
     argv = ["--checkpoint", "pixels", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "measured")]
     assert "nowhere" in refused(cli.evaluate, argv, capsys)
+
+
+def test_an_out_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "classes.txt").write_text("bag\n")
+    (tmp_path / "folder.txt").mkdir()
+    train = ["--data", str(write_folder(tmp_path / "photos", 4)), "--objective", "simclr", "--batch-size", "4", "--out"]
+    evaluate = ["--checkpoint", "pixels", "--data", "fashion-mnist", "--out"]
+    for out, says in ((tmp_path / "file", "is a file; choose a folder"), (tmp_path / "file" / "run", "lies below")):
+        assert says in refused(cli.train, [*train, str(out)], capsys)
+        assert says in refused(cli.evaluate, [*evaluate, str(out)], capsys)
+    prompts = ["--classes", str(tmp_path / "classes.txt"), "--num-prompts", "2", "--out"]
+    assert "file is a file; choose a folder" in refused(cli.prompts, [*prompts, str(tmp_path / "file" / "p.txt")], capsys)
+    argv = [*prompts, str(tmp_path / "folder.txt")]
+    assert "is a folder; give the name of a file" in refused(cli.prompts, argv, capsys)
 
 
 def test_engine_lists_and_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

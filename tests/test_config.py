@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stablerep.config import UserError, check_choice, fingerprint, load, parse, save
+from stablerep.config import UserError, check_choice, fingerprint, from_fields, load, parse, save
 from stablerep.run_folder import refuse_other_run
 
 
@@ -38,6 +38,27 @@ def test_a_field_of_many_values_takes_them_behind_one_flag_or_several(argv: list
     assert parse(Toy, ["--out", "o", *argv], "toy") == Toy(out=Path("o"), data=("a", "b"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """A config within a config."""
+
+    toy: Toy
+    also: str | None = None
+
+
+def test_a_tilde_is_the_users_home_wherever_a_path_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "toy.yaml").write_text("out: ~/a\ndata: [~/x, 'y:2']\n")
+    expected = Toy(out=tmp_path / "a", data=(f"{tmp_path}/x", "y:2"))
+    assert parse(Toy, ["--config", "~/toy.yaml"], "toy") == parse(Toy, ["--config=~/toy.yaml"], "toy") == expected
+    assert parse(Toy, ["--out=~/a", "--data", "~/x", "y:2"], "toy") == expected
+    assert fingerprint(load(Toy, tmp_path / "toy.yaml")) == fingerprint(expected)
+    fields = {"out": Path("~/a"), "data": ["~/x", "y:2"], "also": "~"}
+    outer = from_fields(Outer, fields)
+    assert outer.also == str(tmp_path) and fingerprint(outer.toy) == fingerprint(expected)
+    assert from_fields(Outer, {"out": "a", "also": "~nobody"}).also == "~nobody"  # nobody's home, maybe a file's name
+
+
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
     toy = Toy(out=tmp_path, data=("a", "b"), size=4)
     save(toy, tmp_path / "toy.yaml")
@@ -59,6 +80,11 @@ def test_a_bad_config_file_is_one_line(tmp_path: Path, text: str) -> None:
 def test_check_choice_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean ddim"):
         check_choice("--scheduler", "ddmi", ("ddim", "euler"))
+    many = [f"resnet{number}" for number in range(30)]
+    with pytest.raises(UserError, match=r"^--arch 'resnet3t' is unknown; did you mean resnet3, \w+ or \w+\?$"):
+        check_choice("--arch", "resnet3t", many)
+    with pytest.raises(UserError, match=r"'xyz' is unknown; nothing like it is known$"):
+        check_choice("--arch", "xyz", many)
 
 
 def test_another_run_is_named_by_its_difference() -> None:

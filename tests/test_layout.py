@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "stablerep"
 
-BASE = {"atomic", "storage", "prompts", "run_folder", "shards", "config", "runlog", "distributed", "hub"}
+BASE = {"atomic", "flag_help", "storage", "prompts", "run_folder", "shards", "config", "runlog", "distributed", "hub"}
 LOW = BASE | {"native", "ops"}
 PARTS = LOW | {"data", "models"}
 # Room -> the rooms it may import. stablerep/__init__.py is the public face and hands on names of all of them.
@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "search": PARTS | {"generate", "train", "evaluate"},
     "report": PARTS | {"generate", "train", "evaluate"},
     "doctor": LOW,
-    "cli": PARTS | {"engines", "generate", "train", "evaluate", "search", "report", "doctor"},
+    "cli": PARTS | {"engines", "generate", "train", "evaluate", "search", "report", "doctor", "__version__"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MOST_LINES = 400

@@ -182,6 +182,7 @@ def load(
             entry = entry.with_verified(platform, result)
         except OSError as error:  # a shared store, read-only for us: it is verified again next time
             log.info("what verifying %s said cannot be kept: %s", entry.folder.name, error.strerror)
+            entry = dataclasses.replace(entry, verified=entry.verified | {platform: result})
     if not result.ok:
         raise UnusableEngineError(result.reason)
     return run, entry

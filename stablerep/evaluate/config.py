@@ -15,8 +15,11 @@ class EvaluateConfig:
     """Measure frozen features on a labelled set of real photos: linear probe, nearest neighbours, few-shot."""
 
     checkpoint: str
-    """A training run, an exported folder or a file in it; `pixels` for raw pixels; `untrained:ARCH` for a timm encoder
-    with the weights it starts from."""
+    """A training run or exported folder; a file of weights (.safetensors, .pth); a pretrained model by its timm name
+    (resnet50.a1_in1k) or hf-hub:OWNER/NAME; `untrained:ARCH`, random weights; `pixels`, the raw ones."""
+
+    arch: str | None = None
+    """The timm model that a file of weights is of, where the file does not say."""
 
     data: str
     """`fashion-mnist`, or a folder with train/CLASS/ and test/CLASS/ photos."""
@@ -48,6 +51,8 @@ class EvaluateConfig:
             raise UserError("--checkpoint is empty; give a training run, an exported folder, pixels or untrained:ARCH")
         if self.checkpoint in ("untrained", UNTRAINED):
             raise UserError("--checkpoint untrained lacks its encoder; write for example untrained:resnet10t")
+        if self.arch and (self.checkpoint == PIXELS or self.checkpoint.startswith(UNTRAINED)):
+            raise UserError(f"--arch {self.arch} says what a file of weights is of; --checkpoint is {self.checkpoint}")
         check_at_least(self, image_size=1, max_train=1, epochs=1, batch_size=1)
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, got {self.seed}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import nn
 
 from stablerep import atomic, distributed, run_folder
 from stablerep import config as configs
@@ -17,7 +18,7 @@ from stablerep.data.labelled import load_labelled
 from stablerep.evaluate.config import PIXELS, EvaluateConfig
 from stablerep.evaluate.features import create_baseline, features_of, is_baseline, is_grey
 from stablerep.evaluate.probes import probe_features
-from stablerep.models import load_encoder
+from stablerep.models import InputTransform, load_encoder
 
 RESULTS = "results.json"
 FREE = ("out", "device", "batch_size")  # where and how it is computed, not what
@@ -40,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return earlier
 
     with distributed.start(config.device) as device:
-        trained = None if is_baseline(config.checkpoint) else load_encoder(Path(config.checkpoint))
+        trained = None if is_baseline(config.checkpoint) else _open_checkpoint(config)
         size = config.image_size or (trained[1].image_size if trained else _default_size(config.checkpoint))
         train = load_labelled(config.data, "train", size, config.max_train, config.seed)
         test = load_labelled(config.data, "test", size)
@@ -101,6 +102,13 @@ def table(*results: dict[str, Any]) -> Table:
     return shown
 
 
+def _open_checkpoint(config: EvaluateConfig) -> tuple[nn.Module, InputTransform]:
+    try:
+        return load_encoder(config.checkpoint, config.arch)
+    except UserError as error:
+        raise UserError(f"--checkpoint {error}") from error
+
+
 def _default_size(checkpoint: str) -> int:
     return PIXELS_SIZE if checkpoint == PIXELS else UNTRAINED_SIZE
 
@@ -117,7 +125,11 @@ def _check_folder(out: Path, config: EvaluateConfig) -> None:
 
 
 def _encoder_files(path: Path) -> list[tuple[str, int, int]]:
-    folder = path.parent if path.is_file() else path
+    folder = path
+    if path.is_file():
+        folder = path.parent
+        if not (folder / "config.json").is_file():  # a file of weights, among who knows what
+            return [(path.name, path.stat().st_size, path.stat().st_mtime_ns)]
     return _file_stamps(folder / "exported" if (folder / "exported").is_dir() else folder)
 
 

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from stablerep.config import UserError, check_at_least, check_choice
+from stablerep.config import FirstLook, UserError, check_at_least, check_choice
 from stablerep.engines.config import DTYPES
 from stablerep.prompts.encoding import is_encoding
 from stablerep.storage import Folder, place
@@ -51,10 +51,16 @@ class GenerateConfig:
     recorded; give --prompts, --model, --device or --batch-size where they have changed since.
     """
 
-    prompts: Path
+    FOLDERS: ClassVar = "Prompts in, shards out"
+
+    prompts: FirstLook[Path]
     """File of prompts: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet (column prompt, caption or text;
     columns guidance_scale, negative_prompt and seed, where not empty, win over the run's own; - is no negative_prompt;
     a column label, class or concept goes into the shards)."""
+
+    out: FirstLook[str | Path]
+    """Folder for the shards, or a URL: s3://bucket/run, gs://, az:// or what else fsspec opens. The same command again
+    goes on where it stopped."""
 
     encoding: str | None = None
     """Of --prompts, for instance cp932 or cp1252, as Excel saves CSV. If not given what its byte order mark says, else
@@ -63,14 +69,12 @@ class GenerateConfig:
     csv_plain: bool = False
     """Take each line of a CSV of one column whole, with its commas."""
 
-    out: str | Path
-    """Folder for the shards, or a URL: s3://bucket/run, gs://, az:// or what else fsspec opens. The same command again
-    goes on where it stopped."""
-
     staging: Path | None = None
     """Folder where finished shards wait for their upload to a URL; ~/.cache/stablerep/staging if not given."""
 
-    model: str = "default"
+    MODEL: ClassVar = "Model"
+
+    model: FirstLook[str] = "default"
     """Diffusers pipeline: Stable Diffusion 1.x/2.x, SDXL, their Turbo and LCM models; a folder, a hub name, one
     safetensors file of all its weights, or the embedded default."""
 
@@ -95,27 +99,31 @@ class GenerateConfig:
     compile: bool = False
     """Run --engine torch through torch.compile: a minute at the start, then fewer and larger operations."""
 
-    num_images_per_prompt: int = 10
-    """K. The recipe's value; 4 is nearly as good."""
+    SAMPLING: ClassVar = "Sampling"
 
-    guidance_scale: float | tuple[float, ...] = 2.0
+    num_images_per_prompt: FirstLook[int] = 10
+    """Pictures of each prompt, K. The recipe's value; 4 is nearly as good."""
+
+    guidance_scale: FirstLook[float | tuple[float, ...]] = 2.0
     """Classifier-free guidance; 1 turns it off, as Turbo models want it (their cards write 0). The recipe's value: 7.5
     looks better and trains worse. Several: a run of each, in OUT/guidance_1, OUT/guidance_2 and so on."""
 
     guidance_rescale: float = 0.0
     """0 to 1: take back the contrast that strong guidance adds (Lin et al. 2023, who take 0.7)."""
 
-    num_inference_steps: int = 50
+    num_inference_steps: FirstLook[int] = 50
     """Denoising steps; dpmsolver++ needs about 12."""
 
-    scheduler: str = "ddim"
+    scheduler: FirstLook[str] = "ddim"
     """ddim, dpmsolver++ (2M) or euler, the fast ones; or ddpm, deis, dpm2, dpm2_ancestral, dpmsolver_singlestep,
     euler_ancestral, heun, lcm, lms, pndm, sde-dpmsolver++, tcd, unipc."""
 
-    negative_prompt: str = ""
+    negative_prompt: FirstLook[str] = ""
     """What guidance leads away from; in a prompts table's column of this name, a cell of - means nothing."""
 
-    image_size: int | None = None
+    FILES: ClassVar = "Picture files"
+
+    image_size: FirstLook[int | None] = None
     """Store pictures of this many pixels a side, resized with antialiasing. As sampled if not given."""
 
     image_format: str = "jpg"
@@ -127,6 +135,8 @@ class GenerateConfig:
 
     prompts_per_shard: int = 100
     """A stop loses at most the shard at work."""
+
+    KEEPING: ClassVar = "Which pictures are kept"
 
     screen: str = "flag"
     """flat pictures and near-duplicates within a prompt: keep looks for none, flag names them in the shard's rows and
@@ -162,13 +172,15 @@ class GenerateConfig:
     """Not safe for work: an nsfw_score above this, 0 to 1; with --nsfw-model 0.5 if not given. A classifier's score is
     the probability of such labels; of a safety checker's, 0.5 is its own line and 0.01 is 0.01 of cosine."""
 
-    batch_size: int = 64
+    RUNNING: ClassVar = "Where it runs"
+
+    batch_size: FirstLook[int] = 64
     """Pictures painted at once; halved, and said, when they do not fit into the device's memory."""
 
-    seed: int = 0
+    seed: FirstLook[int] = 0
     """Noise is a function of (seed, prompt id, picture index) alone."""
 
-    device: str = "auto"
+    device: FirstLook[str] = "auto"
     """auto, cpu, cuda or cuda:N."""
 
     gpus: str | None = None
@@ -178,7 +190,7 @@ class GenerateConfig:
     """Paint on a Ray cluster: the HOST:PORT of its head, auto for the one this machine belongs to, or local to start
     one here for this command. A worker a GPU; without GPUs a worker for every OMP_NUM_THREADS processors."""
 
-    dry_run: bool = False
+    dry_run: FirstLook[bool] = False
     """Paint one batch, write nothing, and print how many pictures, bytes and hours the run would take."""
 
     usd_per_hour: float | None = None

@@ -1,21 +1,20 @@
 """Encoders, and the head they are trained with."""
 
-from stablerep.models.encoder import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    InputTransform,
-    create_encoder,
-    load_encoder,
-    save_exported,
-)
+from stablerep.models.checkpoints import architecture_of, load_encoder, load_weights
+from stablerep.models.encoder import create_encoder, save_exported
 from stablerep.models.head import ProjectionHead
+from stablerep.models.input_transform import IMAGENET_MEAN, IMAGENET_STD, InputTransform
+from stablerep.models.pretrained import full_name
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "InputTransform",
     "ProjectionHead",
+    "architecture_of",
     "create_encoder",
+    "full_name",
     "load_encoder",
+    "load_weights",
     "save_exported",
 ]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stablerep import atomic
-from stablerep.config import UserError
+from stablerep.config import UserError, check_folder
 from stablerep.prompts.config import ClassPrompt, PromptsConfig
 from stablerep.prompts.encoding import EncodingError, decode
 from stablerep.prompts.grammar import Grammar, read_grammar
@@ -29,6 +29,10 @@ def write_prompts(config: PromptsConfig) -> str:
     Raises:
         UserError: no classes, a bad template, or fewer different prompts than asked for.
     """
+    out = Path(config.out)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a file in it: {out / 'prompts.txt'}")
+    check_folder("--out", out.parent)
     classes = read_classes(Path(config.classes))
     grammars = [read_grammar(name) for name in config.template]
     prompts = list(itertools.islice(make_prompts(classes, grammars, config.seed), config.num_prompts))
@@ -37,7 +41,6 @@ def write_prompts(config: PromptsConfig) -> str:
             f"--num-prompts {config.num_prompts} is more than the {len(prompts)} different prompts of these classes "
             "and templates; lower it or add to either"
         )
-    out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     summary = f"{len(prompts)} prompts of {len(classes)} classes in {out}"
     if config.llm is None:

@@ -30,29 +30,41 @@ FREE = ("out", "device", "checkpoint_every", "keep_checkpoints", "log_every")
 log = logging.getLogger("stablerep.train")
 
 
-def claim_folder(config: TrainConfig, online: Mapping[str, Any] | None = None) -> Path:
-    """Make --out the folder of this run, or see that it already is.
-
-    Args:
-        online: the identity of the pictures of --online.
+def is_begun(config: TrainConfig) -> bool:
+    """Whether --out holds this run already; it is only looked at.
 
     Raises:
         UserError: the folder is another run's, or holds files that are no run's.
     """
     out = Path(config.out)
     earlier = run_folder.read_config(TrainConfig, out)
-    run_folder.check_same_run(out, earlier, config, FREE)
+    ended = (out / "exported").exists()
+    mend = f"it has ended; to train on from its weights, give another --out and --init {out}"
+    run_folder.check_same_run(out, earlier, config, FREE, mend if ended else run_folder.MEND)
     if earlier is None:
         run_folder.refuse_foreign_files(
             out, [path.name for path in out.glob("*") if not path.name.endswith(".partial")]
         )
+    return earlier is not None
+
+
+def claim_folder(config: TrainConfig, online: Mapping[str, Any] | None = None) -> Path:
+    """Make --out the folder of this run, where it is not yet.
+
+    Args:
+        online: the identity of the pictures of --online.
+
+    Raises:
+        UserError: as is_begun, or the run was begun with other pictures of --online.
+    """
+    out, begun = Path(config.out), is_begun(config)
     if online and (out / ONLINE).exists():
-        begun = yaml.safe_load((out / ONLINE).read_text())
-        run_folder.refuse_other_run(out, _as_online(begun), _as_online(online))
+        earlier = yaml.safe_load((out / ONLINE).read_text())
+        run_folder.refuse_other_run(out, _as_online(earlier), _as_online(online))
     distributed.barrier()  # no rank writes before all have read
     if distributed.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)
-        if earlier is None:
+        if not begun:
             configs.save(config, out / run_folder.CONFIG)
         if online and not (out / ONLINE).exists():
             atomic.write(out / ONLINE, yaml.safe_dump(dict(online), sort_keys=False))
@@ -112,24 +124,31 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
 
 
 def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, or None where there is none.
+    """The newest checkpoint that can be read, or None where there is none; damaged ones after it are removed.
 
     Raises:
         UserError: there are checkpoints and none can be read.
     """
-    damaged = []
-    for step in reversed(steps(folder)):
-        try:
-            state = torch.load(_path(folder, step), map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
-            damaged.append(_path(folder, step))
-            log.warning("%s is damaged (%s); taking the one before", damaged[-1], " ".join(str(error).split())[:120])
-            continue
-        for path in damaged:  # else a later save would count it among the newest, and a resumed run meet it again
-            path.unlink(missing_ok=True)
-        return state
-    if damaged:
+    found = read_newest(folder, device)
+    if found is None and steps(folder):
         raise UserError(f"{folder}: no checkpoint there can be read; delete the folder to begin the run anew")
+    if found is None:
+        return None
+    path, state = found
+    for step in steps(folder):  # else a later save would count it among the newest, and a resumed run meet it again
+        if _path(folder, step) > path:
+            _path(folder, step).unlink(missing_ok=True)
+    return state
+
+
+def read_newest(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, and where it is."""
+    for step in reversed(steps(folder)):
+        path = _path(folder, step)
+        try:
+            return path, torch.load(path, map_location=device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
+            log.warning("%s is damaged (%s); taking the one before", path, " ".join(str(error).split())[:120])
     return None
 
 

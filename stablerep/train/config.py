@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from stablerep.config import UserError, check_above_zero, check_at_least, check_choice, flag_of
+from stablerep.config import FirstLook, UserError, check_above_zero, check_at_least, check_choice, flag_of
 from stablerep.data.augment import AugmentConfig
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ OBJECTIVES = {"stablerep": Objective("prompt", None), "simclr": Objective("image
 class TrainConfig:
     """Train an encoder so that pictures of one prompt (or views of one picture) come to lie together."""
 
-    data: tuple[str, ...] = ()
+    DATA: ClassVar = "What to train on"
+
+    data: FirstLook[tuple[str, ...]] = ()
     """Shards of stablerep-gen, or a folder of pictures, as PATH or PATH:WEIGHT. Given more than once, every batch mixes
     them by weight (1 where none is given)."""
 
-    online: str | None = None
-    """Paint while training, without files: a YAML file of stablerep-gen's flags (prompts, model, guidance_scale ...) as
-    PATH or PATH:WEIGHT, in place of --data or mixed with it."""
+    online: FirstLook[str | None] = None
+    """Paint while training: PATH or PATH:WEIGHT of a YAML file of stablerep-gen's flags (prompts, model ...).
+    Instead of --data or mixed with it; no picture is written."""
 
     pool_prompts: int = 0
     """--online: how many prompts' pictures are kept on the device, over all ranks; 0: four batches, at most all."""
@@ -46,32 +48,74 @@ class TrainConfig:
     """--online: how often a prompt is shown, m of its K pictures each time, before another one takes its place. Prompts
     that come round again have new pictures."""
 
-    out: Path
+    RUN: ClassVar = "Run"
+
+    out: FirstLook[Path]
     """Folder of the run. Given again with the same settings, the run goes on where it stopped."""
 
-    objective: str = "stablerep"
+    epochs: FirstLook[float] = 35.0
+    """How often each prompt is seen (`simclr`: each picture)."""
+
+    steps: FirstLook[int] = 0
+    """Length of the run in steps, in place of --epochs; 0: as --epochs says."""
+
+    batch_size: FirstLook[int] = 768
+    """Pictures in a step, over all ranks."""
+
+    device: FirstLook[str] = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:1`. Under torchrun each rank takes its own GPU."""
+
+    precision: str = "auto"
+    """`bf16` (autocast), `fp32`, or `auto`: bf16 on CUDA, fp32 elsewhere."""
+
+    seed: FirstLook[int] = 0
+    """Draws weights, batches and augmentation."""
+
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest are kept."""
+
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl; the device is waited for only there."""
+
+    ENCODER: ClassVar = "Encoder"
+
+    arch: FirstLook[str] = "vit_base_patch16_224"
+    """Any timm model. With --pretrained also one with the tag of its weights, as resnet50.a1_in1k."""
+
+    pretrained: FirstLook[bool] = False
+    """Begin with timm's pretrained weights instead of random ones."""
+
+    init: FirstLook[str | None] = None
+    """Begin with the weights of another run, of a file, or of a name of timm or the hub. What stablerep-eval takes as
+    --checkpoint, of the model of --arch; of a run also the head, where its widths are the same."""
+
+    image_size: FirstLook[int] = 224
+    """Side in pixels of the crops the encoder is trained on."""
+
+    LOSS: ClassVar = "Objective and head"
+
+    objective: FirstLook[str] = "stablerep"
     """`stablerep`: several pictures of one prompt are positives (of a folder: several views of one photo).
     `simclr`: two views of one picture are."""
 
-    arch: str = "vit_base_patch16_224"
-    """Any timm model."""
-
-    image_size: int = 224
-    """Side in pixels of the crops the encoder is trained on."""
-
-    views_per_prompt: int = 6
+    views_per_prompt: FirstLook[int] = 6
     """Pictures of a prompt in a batch, drawn anew each time (m of K); `simclr` always takes 2 of a picture."""
 
-    batch_size: int = 768
-    """Pictures in a step, over all ranks."""
+    temperature: float = 0.1
+    """Of the contrastive loss."""
 
-    epochs: float = 35.0
-    """How often each prompt is seen (`simclr`: each picture)."""
+    head_hidden: int = 4096
+    """Width of the projection head's two hidden layers."""
 
-    steps: int = 0
-    """Length of the run in steps, in place of --epochs; 0: as --epochs says."""
+    head_out: int = 256
+    """Width of what the loss compares."""
 
-    base_lr: float = 2e-4
+    OPTIMISER: ClassVar = "Optimiser"
+
+    base_lr: FirstLook[float] = 2e-4
     """The peak learning rate is this times batch_size / 256 / 2, as in the paper."""
 
     weight_decay: float = 0.1
@@ -86,35 +130,10 @@ class TrainConfig:
     warmup: float = 0.02
     """Share of the steps in which the learning rate rises; then it falls as a half cosine."""
 
-    temperature: float = 0.1
-    """Of the contrastive loss."""
-
-    head_hidden: int = 4096
-    """Width of the projection head's two hidden layers."""
-
-    head_out: int = 256
-    """Width of what the loss compares."""
+    AUGMENTATION: ClassVar = "Augmentation"
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Its fields are flags like these."""
-
-    precision: str = "auto"
-    """`bf16` (autocast), `fp32`, or `auto`: bf16 on CUDA, fp32 elsewhere."""
-
-    device: str = "auto"
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:1`. Under torchrun each rank takes its own GPU."""
-
-    seed: int = 0
-    """Draws weights, batches and augmentation."""
-
-    checkpoint_every: int = 200
-    """Steps between checkpoints."""
-
-    keep_checkpoints: int = 2
-    """How many of the newest are kept."""
-
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl; the device is waited for only there."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
@@ -124,6 +143,8 @@ class TrainConfig:
         if self.online and OBJECTIVES[self.objective].group_by != "prompt":
             raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
+        if self.pretrained and self.init:
+            raise UserError(f"--pretrained and --init {self.init} both say what to begin with; give one of them")
         check_at_least(
             self, image_size=8, views_per_prompt=2, batch_size=4, steps=0, weight_decay=0, head_hidden=1, head_out=1,
             seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1, pool_prompts=0, pool_uses=1,

@@ -17,10 +17,11 @@ from stablerep.data.loader import LoaderConfig
 from stablerep.data.mixing import TrainingData
 from stablerep.data.online import OnlineGenerator, OnlineSource
 from stablerep.data.sampling import Sampler, open_source, share_out, split_weight
-from stablerep.models import IMAGENET_MEAN, IMAGENET_STD, InputTransform, ProjectionHead, create_encoder, save_exported
+from stablerep.models import ProjectionHead, create_encoder, save_exported
 from stablerep.runlog import RunLog, progress
 from stablerep.train import checkpoint
 from stablerep.train.config import OBJECTIVES, TrainConfig
+from stablerep.train.initial import Initial, load_initial, refuse_tag
 from stablerep.train.metrics import Metrics, progress_note, refuse_divergence
 from stablerep.train.optimiser import create_optimiser, learning_rate, update
 
@@ -39,16 +40,26 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
         UserError: what the config asks for cannot be done.
     """
     with distributed.start(config.device) as device:
-        exported = Path(config.out) / "exported"
-        # The data first: a mistake there must not leave a folder behind.
-        data = None if exported.exists() else open_data(config, device, open_online)
-        out = checkpoint.claim_folder(config, data.online.identity if data and data.online else None)
-        if data:
-            model, optimiser = build(config, device)
-            run(config, out, data, model, optimiser, device)
-            if distributed.rank() == 0:
-                save_exported(model.get_submodule("encoder"), config.arch, InputTransform(config.image_size), exported)
-            distributed.barrier()
+        out = Path(config.out)
+        exported = out / "exported"
+        begun = checkpoint.is_begun(config)
+        if exported.exists():
+            return exported
+        if not begun:  # before there was --pretrained, a tag meant nothing; such a run goes on
+            refuse_tag(config)
+        # Data and weights before the folder: a mistake there must not leave one behind.
+        data = open_data(config, device, open_online)
+        model, optimiser = build(config, device)
+        has_weights = bool(checkpoint.steps(out / checkpoint.CHECKPOINTS))
+        initial = Initial.load(out) if has_weights else load_initial(config, model)
+        checkpoint.claim_folder(config, data.online.identity if data.online else None)
+        if distributed.rank() == 0 and not has_weights:
+            initial.save(out)
+        run(config, out, data, model, optimiser, device, initial)
+        if distributed.rank() == 0:
+            transform, name = initial.transform(config.image_size), initial.initialized_from
+            save_exported(model.get_submodule("encoder"), config.arch, transform, exported, name)
+        distributed.barrier()
         return exported
 
 
@@ -74,7 +85,7 @@ def open_data(config: TrainConfig, device: torch.device, open_online: OpenOnline
 
 
 def build(config: TrainConfig, device: torch.device) -> tuple[nn.Module, torch.optim.AdamW]:
-    """Encoder and head with the weights the seed gives, and their optimiser."""
+    """Encoder and head with the random weights that the seed gives, and their optimiser."""
     torch.manual_seed(config.seed)
     encoder = create_encoder(config.arch, config.image_size)
     width: int = encoder.num_features  # type: ignore[assignment]
@@ -91,6 +102,7 @@ def run(
     model: nn.Module,
     optimiser: torch.optim.AdamW,
     device: torch.device,
+    initial: Initial,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the last step; the model then holds the result."""
     steps = config.steps or math.ceil(config.epochs * data.steps_per_epoch)
@@ -101,7 +113,7 @@ def run(
     size, is_first_rank = config.batch_size, distributed.rank() == 0
     with (
         # First, before the bar and the clock: filling a pool has its own.
-        data.batches(loader_config(config), device, first_step=first, last_step=steps) as batches,
+        data.batches(loader_config(config, initial), device, first_step=first, last_step=steps) as batches,
         RunLog(out, first + 1, enabled=is_first_rank) as log,
         progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
     ):
@@ -132,9 +144,9 @@ def over_ranks(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def loader_config(config: TrainConfig) -> LoaderConfig:
+def loader_config(config: TrainConfig, initial: Initial) -> LoaderConfig:
     return LoaderConfig(
-        image_size=config.image_size, augment=config.augment, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=config.seed
+        image_size=config.image_size, augment=config.augment, mean=initial.mean, std=initial.std, seed=config.seed
     )
 
 

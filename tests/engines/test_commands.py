@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def test_verify_of_a_damaged_engine_ends_in_one_line(engine_dir: Path, capsys: p
     text = capsys.readouterr()
     assert "model.onnx is damaged" in text.out
     assert "1 engines cannot be used; stablerep-engine prune removes them" in text.err
+
+
+def test_verify_of_a_store_that_cannot_be_written_still_says_what_it_found(
+    engine_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for entry in Store(engine_dir).entries():
+        assert isinstance(entry, Entry)
+        record = json.loads((entry.folder / "engine.json").read_text())
+        (entry.folder / "engine.json").write_text(json.dumps(record | {"verified": {}}))
+        (entry.folder / "engine.json.partial").mkdir()  # stops root too, whom permissions do not
+    cli.engine(["verify", "--engine-dir", str(engine_dir), "--batch-size", "2"])
+    text = capsys.readouterr()
+    assert text.out.count("equals torch") == 2 and "cannot be kept" in text.err
+    assert all(isinstance(entry, Entry) and not entry.verified for entry in Store(engine_dir).entries())
 
 
 def test_a_folder_in_which_everything_goes(engine_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def test_same_question_is_answered_from_the_file(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
     opened = []
-    monkeypatch.setattr(evaluation, "load_encoder", lambda path: opened.append(path) or load_encoder(path))
+    monkeypatch.setattr(evaluation, "load_encoder", lambda *asked: opened.append(asked) or load_encoder(*asked))
     found = evaluate(EvaluateConfig(**settings))
     assert evaluate(EvaluateConfig(**settings)) == found
     assert evaluate(EvaluateConfig(**settings, batch_size=7)) == found

@@ -20,6 +20,7 @@ from stablerep.config import UserError
 from stablerep.models import load_encoder
 from stablerep.train import checkpoint, loop
 from stablerep.train.config import TrainConfig
+from stablerep.train.initial import Initial
 from stablerep.train.loop import train
 from tests.data.pictures import write_folder, write_shards
 
@@ -219,7 +220,7 @@ def step_once(data: Path, out: Path) -> tuple[float, list[NDArray[np.float32]]]:
     device = torch.device("cpu")
     data_of_run = loop.open_data(config, device)
     model, _ = loop.build(config, device)
-    with data_of_run.batches(loop.loader_config(config), device, first_step=0, last_step=1) as loader:
+    with data_of_run.batches(loop.loader_config(config, Initial()), device, first_step=0, last_step=1) as loader:
         batch = next(loader)
     forward = loop.over_ranks(model, device)  # must outlive the backward, in which it averages
     loss = ops.multi_positive_loss(forward(batch.images), batch.labels, config.temperature, distributed.world())
