@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stablerep import atomic, cli
-from stablerep.shards import index_shards
+from stablerep.data.index import index_shards
 
 
 def refused(command, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -15,9 +15,9 @@ from PIL import Image
 import stablerep
 from stablerep import cli, shards
 from stablerep.config import UserError, parse
+from stablerep.data.index import index_images, index_shards
 from stablerep.generate.config import GenerateConfig, sweep_folder_name
 from stablerep.generate.dry_run import estimate
-from stablerep.shards import index_images, index_shards
 from tests.generate.folders import digests
 
 TWO_EACH = {"num_images_per_prompt": 2, "num_inference_steps": 2, "prompts_per_shard": 1, "batch_size": 3}
