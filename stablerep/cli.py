@@ -150,7 +150,10 @@ def train(argv: Sequence[str] | None = None) -> None:
             open_online = opener(config.online, config.out)
         from stablerep.train.loop import train
 
-        print(f"encoder in {train(config, open_online)}")
+        exported = train(config, open_online)
+        from stablerep.train.summary import summarise
+
+        print("\n".join([f"encoder in {exported}", *summarise(config.out)]))
 
     _command("stablerep-train", run, argv)
 
@@ -164,9 +167,11 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         config = _parse(EvaluateConfig, argv, "stablerep-eval")
         from rich.console import Console
 
-        from stablerep.evaluate.run import evaluate, table
+        from stablerep.evaluate.run import evaluate, notes, table
 
-        Console().print(table(evaluate(config)))
+        results = evaluate(config)
+        Console().print(table(results))
+        print("\n".join(notes(results)))
 
     _command("stablerep-eval", run, argv)
 

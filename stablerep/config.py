@@ -78,6 +78,18 @@ def check_above_zero(config: Any, *names: str) -> None:
             raise UserError(f"{flag_of(name)} must be above 0, got {getattr(config, name)}")
 
 
+def parse_share(flag: str, value: str | float) -> float:
+    """A share from 0 to 1, as 0.05 or 5%."""
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise UserError(f"{flag} must be a share from 0 to 1, as 0.05 or 5%, got {value}")
+    return share
+
+
 def flag_of(field: str) -> str:
     return "--" + field.replace("_", "-")
 

@@ -25,17 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from stablerep import atomic
 from stablerep.config import UserError, fingerprint
 from stablerep.run_folder import refuse_foreign_files, refuse_other_run
-from stablerep.storage import Folder, read_all, refuse_url, write
+from stablerep.storage import Folder, RemotePath, read_all, write
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 STATS_PATTERN = "[0-9]*_stats.json"
 CLAIMS = ".claims"  # who paints what: generate/claims.py
 CARD_NAME = "README.md"
@@ -51,6 +48,8 @@ were made, and the pictures 0, 1, ...; a row of NAME.parquet says where a pictur
     import datasets
     prompts = datasets.load_dataset("PATH OF THIS FOLDER", split="train")
 """
+INDEXED = ("prompt_id", "prompt", "label", "offset", "size", "kept")  # columns; a label only where the prompts had one
+MAKE_ANEW = "run its stablerep-gen command again to make it anew"
 
 AnyFolder = TypeVar("AnyFolder", bound=Folder)
 
@@ -73,22 +72,6 @@ class Sample:
     ending: str  # "jpg", "png" or "webp"
     pictures: Sequence[Picture]
     settings: dict[str, Any] = field(default_factory=dict)  # beside the prompt in its JSON
-
-
-@dataclass(frozen=True)
-class ImageIndex:
-    """Where N encoded pictures lie; a file may hold one picture or thousands."""
-
-    files: tuple[Path, ...]
-    file: NDArray[np.int32]  # [N] index into files
-    offset: NDArray[np.int64]  # [N] bytes from the start of that file
-    size: NDArray[np.int64]  # [N] bytes
-    group: NDArray[np.int64]  # [N] prompt id in shards, picture number in a folder
-    images_per_group: int  # K
-    is_folder: bool
-
-    def __len__(self) -> int:
-        return len(self.file)
 
 
 def start_dataset(out: Folder, config: dict[str, Any], run: dict[str, Any] | None = None) -> None:
@@ -216,55 +199,22 @@ def done_stats(out: AnyFolder) -> list[AnyFolder]:
     return sorted(out.glob(STATS_PATTERN))  # type: ignore[arg-type]
 
 
-def index_images(path: Path) -> ImageIndex:
-    """Index shards (a folder with dataset.json) or a folder of picture files."""
-    if not path.exists():
-        refuse_url("--data", path)
-        raise UserError(f"--data {path} does not exist")
-    return index_shards(path) if (path / "dataset.json").exists() else index_folder(path)
-
-
-def index_shards(out: Path) -> ImageIndex:
-    """Index the kept pictures of all done shards.
+def open_shards(out: Folder) -> list[tuple[Folder, pa.Table, dict[str, Any]]]:
+    """Of each done shard the tar, the rows that say where its pictures lie, and its stats.
 
     Raises:
         UserError: no done shard, or a shard whose tar or rows are missing, cut short or unreadable.
     """
-    done = done_stats(out)
-    if not done:
+    if not any(done_stats(out)):
         raise UserError(f"{out} holds no finished shard; run stablerep-gen --out {out} again to go on")
-    opened = [_open_shard(stats_path) for stats_path in done]
-    tars = [tar for tar, _ in opened]
-    tables = [rows.filter(rows["kept"]) for _, rows in opened]
-    columns = pa.concat_tables(tables)
-    return ImageIndex(
-        files=tuple(tars),
-        file=np.repeat(np.arange(len(tars), dtype=np.int32), [len(table) for table in tables]),
-        offset=columns["offset"].to_numpy(),
-        size=columns["size"].to_numpy(),
-        group=columns["prompt_id"].to_numpy(),
-        images_per_group=_read_json(out / "dataset.json")["config"]["num_images_per_prompt"],
-        is_folder=False,
-    )
-
-
-def index_folder(folder: Path) -> ImageIndex:
-    """Index every jpg, png and webp file below a folder, in the order of their names; each is its own group."""
-    files = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS))
-    if not files:
-        if sweep := sorted(folder.glob("*/dataset.json")):
-            raise UserError(f"--data {folder} holds several runs; take one, for instance {sweep[0].parent}")
-        raise UserError(f"--data {folder} holds no pictures ({', '.join(PICTURE_ENDINGS)}) and no shards")
-    numbers = np.arange(len(files))
-    return ImageIndex(
-        files=files,
-        file=numbers.astype(np.int32),
-        offset=np.zeros(len(files), np.int64),
-        size=np.array([path.stat().st_size for path in files], np.int64),
-        group=numbers,
-        images_per_group=1,
-        is_folder=True,
-    )
+    if isinstance(out, Path):
+        return [_open_shard(path) for path in done_stats(out)]
+    done, sizes = done_stats(out), out.sizes()
+    rows = [out / path.name.replace("_stats.json", ".parquet") for path in done]
+    return [
+        _open_remote_shard(path, _parse(path, stats), table, sizes)
+        for path, stats, table in zip(done, read_all(done), read_all(rows), strict=True)
+    ]
 
 
 def read_pictures(out: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -279,23 +229,43 @@ def read_pictures(out: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
                 yield row, file.read(row["size"])
 
 
-def _open_shard(stats_path: Path) -> tuple[Path, pa.Table]:
-    """The tar of a done shard and the rows that say where its pictures lie, or a UserError that says what is broken."""
+def _open_shard(stats_path: Path) -> tuple[Path, pa.Table, dict[str, Any]]:
+    """A done shard, or a UserError that says what is broken."""
     tar = stats_path.with_name(stats_path.name.replace("_stats.json", ".tar"))
     rows_path = tar.with_suffix(".parquet")
-    remedy = "run its stablerep-gen command again to make it anew"
     try:
-        tar_bytes = json.loads(stats_path.read_text())["tar_bytes"]
-        rows = pq.read_table(rows_path, columns=["prompt_id", "offset", "size", "kept"])
+        stats = json.loads(stats_path.read_text())
+        expected = stats["tar_bytes"]
+        rows = _read_rows(rows_path)
         found = tar.stat().st_size
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         broken = next((path for path in (stats_path, rows_path, tar) if path.name in str(error)), rows_path)
         if isinstance(error, (KeyError, json.JSONDecodeError)):
             broken = stats_path
-        raise UserError(f"{broken} is damaged ({type(error).__name__}); {remedy}") from error
-    if found != tar_bytes:
-        raise UserError(f"{tar} is damaged: {tar_bytes} bytes expected, {found} found; {remedy}")
-    return tar, rows
+        raise UserError(f"{broken} is damaged ({type(error).__name__}); {MAKE_ANEW}") from error
+    if found != expected:
+        raise UserError(f"{tar} is damaged: {expected} bytes expected, {found} found; {MAKE_ANEW}")
+    return tar, rows, stats
+
+
+def _open_remote_shard(
+    stats_path: RemotePath, stats: dict[str, Any], rows: bytes, sizes: dict[str, int]
+) -> tuple[RemotePath, pa.Table, dict[str, Any]]:
+    tar = stats_path.parent / stats_path.name.replace("_stats.json", ".tar")
+    try:
+        table = _read_rows(io.BytesIO(rows))
+        expected = stats["tar_bytes"]
+    except (ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"the shard of {stats_path} is damaged ({type(error).__name__}); {MAKE_ANEW}") from error
+    if sizes.get(tar.name) != expected:
+        found = sizes.get(tar.name, "none")
+        raise UserError(f"{tar} is damaged: {expected} bytes expected, {found} found; {MAKE_ANEW}")
+    return tar, table, stats
+
+
+def _read_rows(file: Path | io.BytesIO) -> pa.Table:
+    known = pq.read_schema(file).names
+    return pq.read_table(file, columns=[name for name in INDEXED if name in known or name != "label"])
 
 
 def _pack(samples: Sequence[Sample]) -> tuple[bytes, list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from stablerep import atomic, shards
 from stablerep.config import UserError
+from stablerep.data.index import index_images, index_shards
 
 
 def picture(value: int) -> bytes:
@@ -43,10 +44,8 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_index_points_at_the_pictures(out: Path) -> None:
-    index = shards.index_images(out)
+    index = index_images(out)
     assert index.group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert index.images_per_group == 2
-    assert not index.is_folder
     for n in range(len(index)):
         data = index.files[index.file[n]].read_bytes()[index.offset[n] : index.offset[n] + index.size[n]]
         value = np.asarray(Image.open(io.BytesIO(data)))[0, 0, 0]
@@ -99,7 +98,7 @@ def test_damage_is_named_with_its_mend(out: Path, damage: str) -> None:
     else:
         victim.unlink()
     with pytest.raises(UserError, match=r"000001.* is damaged") as error:
-        shards.index_images(out)
+        index_images(out)
     assert "\n" not in str(error.value)
     assert not shards.is_done(out, 1)  # a rerun of the generator mends it
     assert shards.is_done(out, 0)
@@ -108,27 +107,25 @@ def test_damage_is_named_with_its_mend(out: Path, damage: str) -> None:
 def test_a_shard_without_stats_does_not_count(out: Path) -> None:
     (out / "000001_stats.json").unlink()
     assert not shards.is_done(out, 1)
-    assert len(shards.index_images(out)) == 6
+    assert len(index_images(out)) == 6
 
 
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("b.PNG", "sub/a.png", "notes.txt"):
         (tmp_path / name).write_bytes(picture(1))
-    index = shards.index_images(tmp_path)
+    index = index_images(tmp_path)
     assert [path.name for path in index.files] == ["b.PNG", "a.png"]
-    assert index.is_folder
-    assert index.images_per_group == 1
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        shards.index_images(tmp_path / "nowhere")
+        index_images(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no pictures"):
-        shards.index_images(tmp_path)
+        index_images(tmp_path)
     shards.start_dataset(tmp_path, {"num_images_per_prompt": 2})
     with pytest.raises(UserError, match="no finished shard"):
-        shards.index_images(tmp_path)
+        index_images(tmp_path)
 
 
 def test_full_disk_leaves_no_half_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +138,7 @@ def test_full_disk_leaves_no_half_file(out: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     assert not list(out.glob("*.partial"))
     assert not shards.is_done(out, 2)
-    assert len(shards.index_images(out)) == 12
+    assert len(index_images(out)) == 12
 
 
 def test_a_shard_made_again_does_not_count_while_half_of_it_is_old(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +189,7 @@ def test_a_rejected_picture_has_a_row_and_no_bytes(tmp_path: Path) -> None:
     kept = shards.Picture(1, picture(9), {"reason": ""})
     made = [shards.Sample(0, "a", "png", [rejected, kept]), shards.Sample(1, "b", "png", [rejected])]
     shards.write_shard(tmp_path, 0, made)
-    assert len(shards.index_shards(tmp_path)) == 1
+    assert len(index_shards(tmp_path)) == 1
     assert [(row["prompt_id"], row["index"], data) for row, data in shards.read_pictures(tmp_path)] == [
         (0, 1, picture(9))
     ]

@@ -1,21 +1,33 @@
-"""Labelled sets of real photos: a folder of class folders, or a set known by name."""
+"""Labelled sets of real photos: a set known by name, or files in folders, tables, tars and shards, split in two."""
 
 from __future__ import annotations
 
+import csv
 import difflib
 import gzip
-from collections.abc import Callable
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from torch import Tensor
 
+from stablerep import atomic
 from stablerep.config import UserError
-from stablerep.storage import refuse_url
+from stablerep.data.bit_range import BitRange
+from stablerep.data.decode import EncodedPictures, decoded, read_all
+from stablerep.data.index import ImageIndex, index_files, index_images, index_tars
+from stablerep.data.picture_files import PICTURE_ENDINGS, find_pictures, is_system_name
+from stablerep.data.shard_cache import ShardCache
+from stablerep.storage import RemotePath, place
 
 Split = Literal["train", "test"]
 
@@ -29,8 +41,11 @@ FASHION_MNIST_FOLDERS = (
 )
 IDX_UINT8 = 0x08
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-LAYOUT = "expected FOLDER/train/CLASS/*.jpg and FOLDER/test/CLASS/*.jpg (or png, webp)"
+TEST_NAMES = ("test", "val", "valid", "validation")  # the first that a set has is what it is measured on
+TEST_SHARE = 0.2  # of each class, where a set comes without a split
+INSPECTION_SHARE = 0.5  # of each kind of part, where only good ones are there to train on (MVTec AD's layout)
+GOOD = "good"
+LAYOUT = "a folder with train/CLASS/ and test/CLASS/ or with CLASS/ folders, a table of paths and labels, or shards"
 
 
 @dataclass(frozen=True)
@@ -44,59 +59,237 @@ class LabelledSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: NDArray[np.int64]) -> LabelledSet:
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
 
-def load_labelled(
-    name_or_path: str, split: Split, image_size: int, max_images: int | None = None, seed: int = 0
-) -> LabelledSet:
-    """A set by name (`fashion-mnist`, always 32x32) or a folder, its photos brought to image_size on load.
+    def pictures(self, batch_size: int, device: torch.device) -> Iterator[Tensor]:  # uint8 [B, H, W, 3]
+        yield from torch.from_numpy(self.images).split(batch_size)
 
-    max_images keeps that many photos, as even over the classes as they allow, drawn by seed. A name wins over a folder
-    of that name here; write ./fashion-mnist for the folder.
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Photos of any size in files, read when they are asked for."""
+
+    index: ImageIndex
+    rows: NDArray[np.int64]  # [N] which of the index's pictures
+    labels: NDArray[np.int64]  # [N], index into class_names
+    class_names: tuple[str, ...]
+    bit_range: BitRange | None = None
+    cache: ShardCache | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: NDArray[np.int64]) -> LabelledFiles:
+        return replace(self, rows=self.rows[rows], labels=self.labels[rows])
+
+    def pictures(self, batch_size: int, device: torch.device) -> Iterator[list[Tensor | None]]:
+        """Batches of decoded photos, uint8 [H_i, W_i, 3], good until the next batch; None for one that is damaged.
+
+        What is held in memory is a few batches, however many photos there are.
+        """
+        pictures = EncodedPictures(self.index, self.bit_range, self.cache)
+        threads = len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(threads) as pool:
+            encoded = (
+                read_all(((pictures, int(row)) for row in self.rows[start : start + batch_size]), pool)
+                for start in range(0, len(self), batch_size)
+            )
+            deep = self.bit_range is not None
+            yield from decoded(encoded, batch_size=batch_size, num_threads=threads, device=device, deep=deep)
+
+    def where(self, row: int) -> str:
+        return self.index.where(int(self.rows[row]))
+
+    def stamps(self) -> list[tuple[str, int, int, int]]:
+        """Name, size and time of each file and the picture's label: enough to see that a photo was replaced."""
+        return [(*_stamp(self.index, int(row)), int(label)) for row, label in zip(self.rows, self.labels, strict=True)]
+
+
+Photos = LabelledSet | LabelledFiles
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """A labelled set, split in two."""
+
+    train: Photos
+    test: Photos
+    not_read: Mapping[str, int] = field(default_factory=dict)  # files with other endings
+    was_drawn: bool = False  # the set had no split, or none that a probe can use
+
+    def save_split(self, path: Path) -> None:
+        """Write which photo is on which side, as a table that --data takes."""
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(("path", "label", "split"))
+        for split, photos in (("train", self.train), ("test", self.test)):
+            assert isinstance(photos, LabelledFiles)
+            for row, label in enumerate(photos.labels):
+                table.writerow((os.path.abspath(photos.where(row)), photos.class_names[label], split))
+        atomic.write(path, text.getvalue())
+
+
+def open_labelled(data: str, seed: int = 0) -> LabelledData:
+    """A set by name (`fashion-mnist`, always 32x32), or the files that a path names.
+
+    - FOLDER/train/CLASS/ and FOLDER/test/CLASS/ (or val/), photos at any depth, or tars there
+    - FOLDER/CLASS/: a fifth of each class is drawn by the seed to be the test photos
+    - MVTec AD's FOLDER/train/good/ and FOLDER/test/DEFECT/: half of each kind in test/ is drawn to train on
+    - a table (.csv, .tsv, .jsonl, .json, .parquet) with columns path and label, and split where it has one
+    - tars of WebDataset with labels (key.cls, or in key.json); shards painted from prompts with a label column
+
+    In a drawn split, photos of the same bytes or the same prompt are on one side. A name wins over a folder of that
+    name here; write ./fashion-mnist for the folder.
 
     Raises:
-        UserError: neither a known name nor a folder, or what fashion_mnist and labelled_folder raise.
+        UserError: none of these, fewer than two classes, train and test of different classes, a class without photos.
     """
-    if name_or_path in NAMED_SETS:
-        photos = NAMED_SETS[name_or_path](split)
-        kept = _balanced(photos.labels, max_images, seed)
-        return LabelledSet(photos.images[kept], photos.labels[kept], photos.class_names)
-    if Path(name_or_path).is_dir():
-        return labelled_folder(Path(name_or_path), split, image_size, max_images, seed)
-    refuse_url("--data", name_or_path)
-    near = difflib.get_close_matches(name_or_path, NAMED_SETS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give a folder ({LAYOUT}) or one of: {', '.join(NAMED_SETS)}"
-    raise UserError(f"--data {name_or_path}: no such folder, and no set of that name; {hint}")
+    if data in NAMED_SETS:
+        return LabelledData(NAMED_SETS[data]("train"), NAMED_SETS[data]("test"))
+    path = place(data)
+    if isinstance(path, RemotePath) or path.is_file() or (path / "dataset.json").exists() or any(path.glob("*.tar")):
+        return _of_index(data, index_images(path), seed)
+    if path.is_dir():
+        return _of_folder(path, seed)
+    near = difflib.get_close_matches(data, NAMED_SETS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"give {LAYOUT}, or one of: {', '.join(NAMED_SETS)}"
+    raise UserError(f"--data {data}: no such folder, and no set of that name; {hint}")
 
 
-def labelled_folder(
-    folder: Path, split: Split, image_size: int, max_images: int | None = None, seed: int = 0
-) -> LabelledSet:
-    """Photos under folder/SPLIT/CLASS, any size and depth; the short side brought to image_size, the middle cut out.
+def draw(photos: Photos, count: int | None, seed: int) -> Photos:
+    """At most count photos, as even over the classes as they allow, drawn by seed, in their old order."""
+    return photos.take(_balanced(photos.labels, count, seed))
 
-    Raises:
-        UserError: another layout, fewer than two classes, train and test of different classes, a class without photos,
-            a photo that cannot be read.
-    """
-    if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
-        raise UserError(f"{folder} has no train and test folders; {LAYOUT}")
-    names = _class_names(folder / "train")
+
+def _of_folder(folder: Path, seed: int) -> LabelledData:
+    train, test = folder / "train", next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
+    if not train.is_dir() or test is None:
+        if len(_class_names(folder)) < 2 or train.is_dir() or test is not None:
+            raise UserError(f"{folder} has no train and test folders, nor two or more of classes; give {LAYOUT}")
+        index = _class_folders(folder)
+        return _of_index(folder, index, seed)
+    if any(train.glob("*.tar")):
+        both = index_tars([*sorted(train.glob("*.tar")), *sorted(test.glob("*.tar"))])
+        in_train = [both.files[file].parent == train for file in both.file]
+        return _of_index(folder, replace(both, splits=np.where(in_train, "train", "test")), seed)
+    names = _class_names(train)
+    if names == (GOOD,) and GOOD in _class_names(test) and len(_class_names(test)) > 1:
+        return _of_inspection(folder, train, test, seed)
     if len(names) < 2:
-        raise UserError(f"{folder / 'train'} has {len(names)} class folder(s) and needs 2 or more; {LAYOUT}")
-    if differing := sorted(set(names) ^ set(_class_names(folder / "test"))):
-        raise UserError(f"train and test of {folder} have different classes; only one of them has {differing[0]!r}")
+        raise UserError(f"{train} has {len(names)} class folder(s) and needs 2 or more; give {LAYOUT}")
+    if differing := sorted(set(names) ^ set(_class_names(test))):
+        raise UserError(
+            f"train and {test.name} of {folder} have different classes; only one of them has {differing[0]!r}"
+        )
+    sides = [_class_folders(train), _class_folders(test)]
+    not_read = Counter(sides[0].not_read) + Counter(sides[1].not_read)
+    files = [LabelledFiles(side, np.arange(len(side)), _numbers(side, names), names) for side in sides]
+    return LabelledData(files[0], files[1], not_read)
 
-    files = [_photos(folder / split / name) for name in names]
-    labels = np.repeat(np.arange(len(names)), [len(found) for found in files])
-    kept = _balanced(labels, max_images, seed)
-    paths = [path for found in files for path in found]
-    images = np.empty((len(kept), image_size, image_size, 3), np.uint8)
 
-    def read_into(row: int) -> None:
-        images[row] = _read_photo(paths[kept[row]], image_size)
+def _of_inspection(folder: Path, train: Path, test: Path, seed: int) -> LabelledData:
+    """Good parts to train on and all kinds to test: half of each kind in test/ joins the training photos."""
+    good, kinds = _class_folders(train), _class_folders(test)
+    names = tuple(sorted(set(kinds.classes.tolist())))  # type: ignore[union-attr]
+    labels = _numbers(kinds, names)
+    tested = _drawn(labels, _units(kinds), INSPECTION_SHARE, seed)
+    both = index_files([*good.files, *kinds.files], np.concatenate([good.classes, kinds.classes]))  # type: ignore[list-item]
+    of_kinds = len(good) + np.arange(len(kinds))
+    rows = [np.concatenate([np.arange(len(good)), of_kinds[~tested]]), of_kinds[tested]]
+    files = [LabelledFiles(both, each, _numbers(both, names)[each], names) for each in rows]
+    return LabelledData(files[0], files[1], Counter(good.not_read) + Counter(kinds.not_read), was_drawn=True)
 
-    with ThreadPoolExecutor() as threads:  # Pillow decodes and resizes outside the interpreter's lock
-        list(threads.map(read_into, range(len(kept))))
-    return LabelledSet(images, labels[kept], names)
+
+def _of_index(data: object, index: ImageIndex, seed: int) -> LabelledData:
+    if index.classes is None:
+        raise UserError(f"--data {data} has no labels; a probe needs a label (or class) for each picture")
+    labelled = np.flatnonzero(index.classes != "")
+    names = tuple(sorted(set(index.classes[labelled].tolist()), key=_as_number))
+    if len(names) < 2:
+        raise UserError(f"--data {data} has the one class {', '.join(names)}; a probe needs 2 or more")
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[name] for name in index.classes[labelled].tolist()], np.int64)
+    cache = ShardCache() if index.digests else None
+    if index.splits is not None:
+        given = np.array([split.lower() for split in index.splits[labelled].tolist()])
+        test_name = next((name for name in TEST_NAMES if (given == name).any()), None)
+        if test_name is None or not (given == "train").any():
+            found = ", ".join(sorted(set(given.tolist())))
+            raise UserError(f"--data {data}: its splits are {found}; train and test (or val) are needed")
+        sides = [np.flatnonzero(given == "train"), np.flatnonzero(given == test_name)]
+    else:
+        tested = _drawn(labels, _units(index, cache)[labelled], TEST_SHARE, seed)
+        sides = [np.flatnonzero(~tested), np.flatnonzero(tested)]
+    files = [LabelledFiles(index, labelled[rows], labels[rows], names, cache=cache) for rows in sides]
+    if only := sorted(set(files[1].labels.tolist()) - set(files[0].labels.tolist())):
+        raise UserError(
+            f"--data {data}: class {names[only[0]]!r} is among the test photos and not among the training photos"
+        )
+    return LabelledData(files[0], files[1], index.not_read, was_drawn=index.splits is None)
+
+
+def _as_number(name: str) -> tuple[float, str]:
+    """Class names that are numbers in the order of the numbers, before all others."""
+    return (float(name), "") if name.isdecimal() else (float("inf"), name)
+
+
+def _class_folders(folder: Path) -> ImageIndex:
+    """The photos of each folder in a folder, which is their class."""
+    files: list[Path] = []
+    classes: list[str] = []
+    not_read: Counter[str] = Counter()
+    for name in _class_names(folder):
+        found = find_pictures(folder / name)
+        if not found.files:
+            raise UserError(
+                f"{folder / name} has no photos ({', '.join(PICTURE_ENDINGS)}); add some or remove the folder"
+            )
+        files += found.files
+        classes += [name] * len(found.files)
+        not_read += Counter(found.not_read)
+    return index_files(files, np.array(classes), not_read)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_system_name(entry.name)))
+
+
+def _numbers(index: ImageIndex, names: Sequence[str]) -> NDArray[np.int64]:
+    assert index.classes is not None
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers[name] for name in index.classes.tolist()], np.int64)
+
+
+def _units(index: ImageIndex, cache: ShardCache | None = None) -> NDArray[np.int64]:  # [N]
+    """What a split must not part: pictures of one prompt or sample, else those of the same bytes."""
+    if index.has_groups:
+        return np.unique(index.group, return_inverse=True)[1]
+    pictures = EncodedPictures(index, cache=cache)
+    sizes, counts = np.unique(index.size, return_counts=True)
+    several = set(sizes[counts > 1].tolist())
+    numbers: dict[bytes | int, int] = {}
+    units = []
+    for image, size in enumerate(index.size.tolist()):
+        data = pictures.bytes_of(image) if size in several else None
+        key = image if data is None else hashlib.sha256(data.data).digest()
+        units.append(numbers.setdefault(key, len(numbers)))
+    return np.array(units)
+
+
+def _drawn(labels: NDArray[np.int64], units: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:  # [N]
+    """Which photos are tested: a share of the units of each class, at least one of two or more."""
+    _, first, inverse = np.unique(units, return_index=True, return_inverse=True)
+    of_unit = labels[first]
+    sizes = np.bincount(of_unit)
+    wanted = np.where(sizes > 1, np.clip(np.round(share * sizes), 1, sizes - 1), 0)
+    return (rank_in_class(of_unit, seed) < wanted[of_unit])[inverse]
+
+
+def _stamp(index: ImageIndex, image: int) -> tuple[str, int, int]:
+    file = index.files[index.file[image]]
+    time = file.stat().st_mtime_ns if isinstance(file, Path) and file.exists() else 0
+    return index.where(image), int(index.size[image]), time
 
 
 def rank_in_class(labels: NDArray[np.int64], *seed: int) -> NDArray[np.int64]:
@@ -146,18 +339,6 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return values.reshape(tuple(shape))
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-
-
-def _photos(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-    photos = sorted(path for path in found if not path.name.startswith("."))  # macOS leaves ._a.jpg beside a.jpg
-    if not photos:
-        raise UserError(f"{folder} has no photos ({', '.join(PHOTO_SUFFIXES)}); add some or remove the folder")
-    return photos
-
-
 def _balanced(labels: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:
     """Indices of count rows in their old order, as even over the classes as their sizes allow."""
     if count is None or count >= len(labels):
@@ -165,19 +346,6 @@ def _balanced(labels: NDArray[np.int64], count: int | None, seed: int) -> NDArra
     if count < (classes := len(np.unique(labels))):
         raise UserError(f"{count} photos cannot show all {classes} classes; ask for at least {classes}")
     return np.sort(np.argsort(rank_in_class(labels, seed), kind="stable")[:count])
-
-
-def _read_photo(path: Path, size: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as photo:
-            # JPEG decodes at 1/2, 1/4 or 1/8 while at least twice the wanted size is left to resize from
-            photo.draft("RGB", (2 * size, 2 * size))
-            if photo.mode.startswith(("I", "F")):  # Pillow would cut these at 255 and hand back a white picture
-                raise UserError(f"{path} has more than 8 bits a channel (mode {photo.mode}); convert it to 8 bits")
-            upright = ImageOps.exif_transpose(photo).convert("RGB")
-            return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}); replace or remove it") from error
 
 
 NAMED_SETS: dict[str, Callable[[Split], LabelledSet]] = {"fashion-mnist": fashion_mnist}

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stablerep import distributed
 from stablerep.config import UserError
 from stablerep.data.augment import AugmentConfig
-from stablerep.data.sampling import Picks, Sampler, Source
+from stablerep.data.bit_range import BitRange
+from stablerep.data.damaged import DamagedPictures, stand_ins
+from stablerep.data.decode import EncodedPictures, decode_one, decoded, read_all, resolve_bit_range
+from stablerep.data.sampling import Picks, Sampler
+from stablerep.data.shard_cache import ShardCache
 from stablerep.ops import strong_augment
 
-if TYPE_CHECKING:
-    from nvidia.dali.pipeline import Pipeline
-
 QUEUED = 2  # finished batches that wait for the model
-PREFETCH = 2  # batches DALI works on ahead of the one handed out
-OPEN_FILES = 256  # of each source; far below the usual limit of 1,024 a process
 
 
 @dataclass(frozen=True)
@@ -50,16 +47,59 @@ class LoaderConfig:
     them too."""
 
 
+@dataclass(frozen=True)
+class PictureSources:
+    """The pictures of a sampler's sources, and which of them are known to be damaged."""
+
+    encoded: list[EncodedPictures]
+    damaged: DamagedPictures
+
+
+def open_pictures(
+    sampler: Sampler,
+    *,
+    bit_range: str = "auto",
+    known_ranges: Sequence[BitRange | None] | None = None,
+    cache: ShardCache | None = None,
+    record: Path | None = None,
+    most_damaged: float = 1.0,
+) -> PictureSources:
+    """The pictures of a sampler's sources.
+
+    Args:
+        bit_range: what becomes black and white of pictures with more than 8 bits; see resolve_bit_range.
+        known_ranges: of each source as an earlier part of the run has measured it.
+        cache: of sources behind a URL.
+        record: a file that names damaged pictures, a line each.
+        most_damaged: the share of all pictures that may be.
+    """
+    indexes = [source.index for source in sampler.sources]
+    ranges = known_ranges or [resolve_bit_range(bit_range, index, cache) for index in indexes]
+    encoded = [EncodedPictures(index, found, cache) for index, found in zip(indexes, ranges, strict=True)]
+    return PictureSources(encoded, DamagedPictures(record, sum(map(len, indexes)), most_damaged))
+
+
 @contextmanager
 def batches(
-    sampler: Sampler, config: LoaderConfig, device: torch.device, *, first_step: int, last_step: int
+    sampler: Sampler,
+    config: LoaderConfig,
+    device: torch.device,
+    pictures: PictureSources | None = None,
+    *,
+    first_step: int,
+    last_step: int,
 ) -> Iterator[Iterator[Batch]]:
     """This rank's batches of steps first_step to last_step - 1; a batch depends on the seed and its step alone.
 
+    A picture that cannot be decoded, or whose file has gone, is noted and another one takes its place.
+
+    Args:
+        pictures: by default as open_pictures gives them.
+
     Raises (from the iterator):
-        UserError: a picture cannot be decoded, or its file went away.
+        UserError: more pictures are damaged than pictures.damaged allows, or none of a source can be decoded.
     """
-    worker = _Worker(sampler, config, device, first_step, last_step)
+    worker = _Worker(sampler, config, device, pictures or open_pictures(sampler), range(first_step, last_step))
     worker.start()
     try:
         yield worker.results()
@@ -67,19 +107,29 @@ def batches(
         worker.stop()
 
 
+@dataclass(frozen=True)
+class _Due:
+    """A batch that was read and not yet decoded."""
+
+    step: int
+    picks: Picks  # of all ranks
+    rows: slice  # this rank's
+
+
 class _Worker(threading.Thread):
     """Runs DALI, which decodes, and strong_augment; neither costs the training loop time of its own."""
 
     def __init__(
-        self, sampler: Sampler, config: LoaderConfig, device: torch.device, first_step: int, last_step: int
+        self, sampler: Sampler, config: LoaderConfig, device: torch.device, pictures: PictureSources, steps: range
     ) -> None:
         super().__init__(name="stablerep-data", daemon=True)
-        self._sampler, self._config, self._device = sampler, config, device
-        self._steps = iter(range(first_step, last_step))
-        self._encoded = EncodedPictures(sampler.sources)
+        self._sampler, self._config, self._device, self._steps = sampler, config, device, steps
+        self._encoded, self._damaged = pictures.encoded, pictures.damaged
+        self._deep = any(each.bit_range for each in self._encoded)
         self._num_threads = config.num_threads or _threads(device)
+        self._pillow = ThreadPoolExecutor(self._num_threads, thread_name_prefix="stablerep-pillow")
         self._spec = config.augment.spec(config.image_size, config.mean, config.std, config.seed)
-        self._fed: deque[tuple[Picks, Tensor]] = deque()  # batches that DALI still works on, and their keys
+        self._due: deque[_Due] = deque()  # what DALI still works on
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(QUEUED)
         self._stopping = threading.Event()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -108,55 +158,64 @@ class _Worker(threading.Thread):
             self._put(error)
 
     def _make_all(self) -> None:
-        pipeline = decoding_pipeline(
-            self._next_encoded,
-            batch_size=self._sampler.images_per_step // distributed.world_size(),
-            num_threads=self._num_threads,
-            device_id=self._device.index if self._device.type == "cuda" else None,
-        )
-        while not self._stopping.is_set():
-            try:
-                (images,) = pipeline.run()
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise self._name_the_damaged(error) from error
-            self._put(self._to_batch(images, *self._fed.popleft()))
+        rows = self._sampler.images_per_step // distributed.world_size()
+        encoded = (read_all(self._pictures_of(step), self._pillow) for step in self._steps)
+        with self._pillow:
+            for pictures in decoded(
+                encoded, batch_size=rows, num_threads=self._num_threads, device=self._device, deep=self._deep
+            ):
+                if self._stopping.is_set():
+                    return
+                due = self._due.popleft()
+                whole = [
+                    self._stand_in(due, row) if picture is None else picture
+                    for row, picture in enumerate(pictures, due.rows.start)
+                ]
+                self._put(self._to_batch(whole, due))
 
-    def _next_encoded(self) -> list[NDArray[np.uint8]]:
-        """What DALI's external source asks for, once a batch."""
-        step = next(self._steps)  # StopIteration ends the pipeline
+    def _pictures_of(self, step: int) -> Iterator[tuple[EncodedPictures, int]]:
+        """This rank's pictures of a step; they are due from then on."""
         picks = self._sampler.picks(step)
         rows = len(picks.label) // distributed.world_size()
         mine = slice(distributed.rank() * rows, (distributed.rank() + 1) * rows)
-        # Rows count over all ranks: the batch of a step does not depend on how many share it.
-        keys = np.stack([np.full_like(picks.image, step), picks.image, np.arange(len(picks.image))], axis=1)
-        picks = Picks(picks.source[mine], picks.image[mine], picks.label[mine])
-        self._fed.append((picks, torch.from_numpy(keys[mine])))
-        return self._encoded.read(picks)
+        self._due.append(_Due(step, picks, mine))
+        for source, image in zip(picks.source[mine].tolist(), picks.image[mine].tolist(), strict=True):
+            yield self._encoded[source], image
 
-    def _to_batch(self, decoded: Any, picks: Picks, keys: Tensor) -> Batch:
-        labels = torch.from_numpy(picks.label)
+    def _stand_in(self, due: _Due, row: int) -> Tensor:  # [H, W, 3] uint8
+        """What takes the place of a row's picture, which cannot be decoded."""
+        number = int(due.picks.source[row])
+        source = self._encoded[number]
+        self._damaged.add(source.index.where(int(due.picks.image[row])))
+        for image, group in stand_ins(self._sampler, due.picks, row, due.step):
+            where = source.index.where(image)
+            if where in self._damaged:
+                continue
+            (encoded,) = read_all([(source, image)], self._pillow)
+            if encoded and (picture := decode_one(encoded, self._device)) is not None:
+                due.picks.image[row] = image  # no other row of its group takes it too
+                due.picks.label[row] = self._sampler.labels_of(number, np.array([group]))[0]
+                return picture
+            self._damaged.add(where)
+        raise UserError(f"--data: no picture can be decoded, {source.index.where(0)} and all others of it")
+
+    def _to_batch(self, pictures: list[Tensor], due: _Due) -> Batch:
+        # Rows count over all ranks: the batch of a step does not depend on how many share it.
+        image = due.picks.image
+        keys = torch.from_numpy(
+            np.stack([np.full_like(image, due.step), image, np.arange(len(image))], axis=1)[due.rows]
+        )
+        labels = torch.from_numpy(due.picks.label[due.rows])
         if self._stream is None:
-            return Batch(self._augment(decoded, keys), labels)
+            return Batch(self._augment(pictures, keys), labels)
         with torch.cuda.stream(self._stream):
-            images = self._augment(decoded, keys)
+            images = self._augment(pictures, keys)
             labels = labels.to(self._device)
         self._stream.synchronize()  # DALI uses its buffers again; this thread waits, not the training loop
         return Batch(images, labels)
 
-    def _augment(self, decoded: Any, keys: Tensor) -> Tensor:
-        pictures = [torch.from_dlpack(decoded[row]) for row in range(len(decoded))]  # no copies
+    def _augment(self, pictures: list[Tensor], keys: Tensor) -> Tensor:
         return strong_augment(pictures, keys, self._spec, memory_format=torch.channels_last, threads=self._num_threads)
-
-    def _name_the_damaged(self, error: RuntimeError) -> BaseException:
-        for picks, _ in self._fed:
-            row = first_damaged(self._encoded.read(picks))
-            if row is not None:
-                remake = "delete that shard's _stats.json and run the same stablerep-gen again"
-                mend = "remove it" if self._encoded.is_in_folder(picks, row) else remake
-                return UserError(f"--data: {self._encoded.where(picks, row)} cannot be decoded; {mend}, then go on")
-        return error
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._stopping.is_set():
@@ -165,82 +224,6 @@ class _Worker(threading.Thread):
                 return
             except queue.Full:
                 continue
-
-
-class EncodedPictures:
-    """Views into the mapped files of all sources; nothing is copied and only what is used is read."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._indexes = [source.index for source in sources]
-        self._map = lru_cache(OPEN_FILES * len(sources))(self._open)
-
-    def read(self, picks: Picks) -> list[NDArray[np.uint8]]:
-        return [self._view(s, i) for s, i in zip(picks.source.tolist(), picks.image.tolist(), strict=True)]
-
-    def where(self, picks: Picks, row: int) -> str:
-        """A picture of a batch in words, for an error."""
-        index, image = self._indexes[picks.source[row]], picks.image[row]
-        file = index.files[index.file[image]]
-        if index.is_folder:
-            return str(file)
-        return f"{file} (prompt {index.group[image]}, {index.size[image]} bytes at {index.offset[image]})"
-
-    def is_in_folder(self, picks: Picks, row: int) -> bool:
-        return self._indexes[picks.source[row]].is_folder
-
-    def _view(self, source: int, image: int) -> NDArray[np.uint8]:
-        index = self._indexes[source]
-        start = index.offset[image]
-        return self._map(source, int(index.file[image]))[start : start + index.size[image]]
-
-    def _open(self, source: int, file: int) -> NDArray[np.uint8]:
-        with self._indexes[source].files[file].open("rb") as opened:
-            try:
-                return np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-            except ValueError:  # mmap refuses an empty file; the decoder refuses it
-                return np.zeros(0, np.uint8)
-
-
-def decoding_pipeline(
-    source: Callable[[], list[NDArray[np.uint8]]], *, batch_size: int, num_threads: int, device_id: int | None
-) -> Pipeline:  # gives uint8 [H_i, W_i, 3], on the GPU device_id or on the CPU
-    from nvidia.dali import fn, pipeline_def  # 1 s: pictures that are painted need no DALI
-
-    @pipeline_def(
-        batch_size=batch_size, num_threads=num_threads, device_id=device_id, prefetch_queue_depth=PREFETCH, seed=0
-    )
-    def build() -> Any:
-        encoded = fn.external_source(source, batch=True)
-        return fn.decoders.image(encoded, device="cpu" if device_id is None else "mixed")
-
-    return build()
-
-
-def first_damaged(pictures: Sequence[NDArray[np.uint8]]) -> int | None:
-    """Which picture DALI cannot decode; its error does not say."""
-    from nvidia.dali import fn, pipeline_def
-
-    at = -1
-
-    def next_picture() -> list[NDArray[np.uint8]]:
-        nonlocal at
-        at += 1
-        if at == len(pictures):
-            raise StopIteration
-        return [pictures[at]]
-
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-    def build() -> Any:
-        return fn.decoders.image(fn.external_source(next_picture, batch=True))
-
-    pipeline = build()
-    try:
-        while True:
-            pipeline.run()
-    except StopIteration:
-        return None
-    except RuntimeError:
-        return at
 
 
 def _threads(device: torch.device) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from stablerep.config import fingerprint
-from stablerep.data.loader import Batch, LoaderConfig, batches
+from stablerep.data.loader import Batch, LoaderConfig, PictureSources, batches
 from stablerep.data.online import OnlineSource
 from stablerep.data.sampling import Sampler
 
@@ -21,6 +21,7 @@ class TrainingData:
     files: Sampler | None
     online: OnlineSource | None
     groups_per_step: int  # of both, over all ranks
+    pictures: PictureSources | None = None  # of files; None: the sampler's own, any share of which may be damaged
 
     @property
     def _sources(self) -> list[Sampler | OnlineSource]:
@@ -41,24 +42,25 @@ class TrainingData:
         self, config: LoaderConfig, device: torch.device, *, first_step: int, last_step: int
     ) -> Iterator[Iterator[Batch]]:
         """This rank's batches of steps first_step to last_step - 1."""
-        steps = {"first_step": first_step, "last_step": last_step}
+        steps: dict[str, int] = {"first_step": first_step, "last_step": last_step}
         if self.files is None:
             assert self.online is not None
             with self.online.batches(config, device, **steps) as painted:
                 yield painted
         elif self.online is None:
-            with batches(self.files, config, device, **steps) as read:
+            with batches(self.files, config, device, self.pictures, **steps) as read:
                 yield read
         else:
             with (
                 self.online.batches(config, device, **steps) as painted,
-                batches(self.files, config, device, **steps) as read,
+                batches(self.files, config, device, self.pictures, **steps) as read,
             ):
                 yield _side_by_side(read, painted, self.files.num_groups)
 
     def drain(self) -> dict[str, float]:
-        """Metrics of painting since the last drain; none where nothing is painted."""
-        return self.online.drain() if self.online else {}
+        """Pictures of all ranks that could not be decoded so far, and metrics of painting since the last drain."""
+        damaged = {"damaged_pictures": float(self.pictures.damaged.recorded())} if self.pictures else {}
+        return damaged | (self.online.drain() if self.online else {})
 
 
 def _side_by_side(read: Iterator[Batch], painted: Iterator[Batch], labels_read: int) -> Iterator[Batch]:

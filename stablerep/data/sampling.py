@@ -6,18 +6,17 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stablerep.config import UserError, fingerprint
-from stablerep.shards import ImageIndex, index_images
+from stablerep.data.index import ImageIndex, index_images, split_weight
 
 GroupBy = Literal["prompt", "image"]
-# Streams of random numbers, so that one use never shifts another; the last three are data/pool.py's and online.py's.
-ORDER, CHOICE, POOL_ORDER, POOL_CHOICE, PROMPT_ORDER = range(5)
+# Streams of random numbers, so that one use never shifts another: those of data/pool.py, online.py, damaged.py too.
+ORDER, CHOICE, POOL_ORDER, POOL_CHOICE, PROMPT_ORDER, STAND_INS = range(6)
 
 log = logging.getLogger("stablerep.data")
 
@@ -51,6 +50,10 @@ class Source:
     members: NDArray[np.int64]  # picture numbers, those of a group side by side
     first: NDArray[np.int64]  # [G] where a group starts in members
     count: NDArray[np.int64]  # [G] how many it has
+    caption: NDArray[np.uint64]  # [G] ImageIndex.caption of a group; 0: none
+
+    def pictures_of(self, group: int) -> NDArray[np.int64]:
+        return self.members[self.first[group] : self.first[group] + self.count[group]]
 
 
 @dataclass(frozen=True)
@@ -59,37 +62,41 @@ class Picks:
 
     source: NDArray[np.int64]  # [B] index into the sampler's sources
     image: NDArray[np.int64]  # [B] index into that source's pictures
-    label: NDArray[np.int64]  # [B] equal = same group, over all sources
+    group: NDArray[np.int64]  # [B] index into that source's groups
+    label: NDArray[np.int64]  # [B] equal = same group, or groups of the same caption, over all sources
 
 
 def open_source(data: str, group_by: GroupBy, views: int) -> Source:
     """Open PATH or PATH:WEIGHT.
 
-    With group_by "prompt" the views of a group are different pictures of one prompt; a folder, which has no prompts,
-    gives several views of the same photo. With "image" the views are of one picture wherever it lies.
+    With group_by "prompt" the views of a group are different pictures of one caption, which several prompts may have;
+    pictures without captions give several views of the same one. With "image" that is so wherever they lie.
 
     Raises:
         UserError: nothing there, a weight that is none, or shards with fewer pictures a prompt than views.
     """
     path, weight = split_weight(data, "--data")
     index = index_images(path)
-    by_prompt = group_by == "prompt" and not index.is_folder
-    if by_prompt and index.images_per_group < views:
-        raise UserError(
-            f"--data {path} holds {index.images_per_group} pictures a prompt, fewer than --views-per-prompt {views}; "
-            f"lower --views-per-prompt, or run stablerep-gen with --num-images-per-prompt {views} or more"
-        )
+    # A caption for each photo, as image and text pairs have: views of the photo, and those of an equal caption with it.
+    enough = index.is_ours or np.unique(index.group, return_counts=True)[1].max(initial=0) >= views
+    by_prompt = group_by == "prompt" and index.has_groups and enough
     group = index.group if by_prompt else np.arange(len(index))
     members = np.argsort(group, kind="stable")
     _, first, count = np.unique(group[members], return_index=True, return_counts=True)
+    if group_by == "prompt" and index.shared_captions:
+        log.info("%s: %d prompts have the caption of an earlier one and count as it", path, index.shared_captions)
+    if by_prompt and count.max(initial=0) < views:
+        raise UserError(
+            f"--data {path} holds {count.max(initial=0)} pictures a prompt, fewer than --views-per-prompt {views}; "
+            f"lower --views-per-prompt, or run stablerep-gen with --num-images-per-prompt {views} or more"
+        )
     if by_prompt and (short := count < views).any():
         log.warning(
             "%s: %d of %d prompts kept fewer than %d pictures and are left out", path, short.sum(), len(count), views
         )
         first, count = first[~short], count[~short]
-    if not len(count):
-        raise UserError(f"--data {path} has no prompt with {views} kept pictures; lower --views-per-prompt")
-    return Source(index, weight, members, first, count)
+    caption = index.caption[members[first]] if group_by == "prompt" else np.zeros(len(first), np.uint64)
+    return Source(index, weight, members, first, count, caption)
 
 
 class Sampler:
@@ -102,6 +109,7 @@ class Sampler:
         self.sources, self.views, self.seed = tuple(sources), views, seed
         self._groups = share_out(groups_per_step, [source.weight for source in sources])
         self._label_base = np.cumsum([0] + [len(source.count) for source in sources])
+        self._label_of = _labels(np.concatenate([source.caption for source in sources]))
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # source -> its epoch and the order of it
 
     @property
@@ -115,6 +123,9 @@ class Sampler:
     @property
     def steps_per_epoch(self) -> float:
         return self.num_groups / sum(self._groups)
+
+    def labels_of(self, source: int, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._label_of[groups + self._label_base[source]]
 
     def fingerprint(self) -> str:
         """Changes when pictures come or go, which would change what a step means."""
@@ -133,8 +144,8 @@ class Sampler:
         else:
             chosen = choose_views(random_stream(self.seed, CHOICE, step, number), source.count[group], self.views)
         image = source.members[source.first[group][:, None] + chosen]  # [G, views]
-        label = np.repeat(group + self._label_base[number], self.views)
-        return np.full(image.size, number), image.reshape(-1), label
+        label = np.repeat(self.labels_of(number, group), self.views)
+        return np.full(image.size, number), image.reshape(-1), np.repeat(group, self.views), label
 
     def _deal(self, number: int, step: int) -> NDArray[np.int64]:
         """The next groups of one source, in an order drawn anew each time it comes round."""
@@ -147,18 +158,13 @@ class Sampler:
         return self._orders[number][1]
 
 
-def split_weight(data: str, flag: str) -> tuple[Path, float]:
-    """PATH:WEIGHT, or PATH for weight 1."""
-    path, colon, text = data.rpartition(":")
-    if not colon or Path(data).exists():
-        return Path(data), 1.0
-    try:
-        weight = float(text)
-    except ValueError:
-        return Path(data), 1.0  # a path with a colon in it
-    if not 0 < weight < float("inf"):
-        raise UserError(f"{flag} {data}: the weight after the colon must be above 0, got {text}")
-    return Path(path), weight
+def _labels(caption: NDArray[np.uint64]) -> NDArray[np.int64]:  # [G] of all sources' groups
+    """A number for each group; that of the first group with the same caption, where there is one."""
+    labels = np.arange(len(caption))
+    captioned = np.flatnonzero(caption)
+    _, first, inverse = np.unique(caption[captioned], return_index=True, return_inverse=True)
+    labels[captioned] = captioned[first][inverse]
+    return labels
 
 
 def share_out(total: int, weights: Sequence[float]) -> list[int]:

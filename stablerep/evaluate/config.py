@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stablerep.config import UserError, check_at_least
+from stablerep.data.bit_range import parse_bit_range
 
 PIXELS, UNTRAINED = "pixels", "untrained:"  # --checkpoint values that are no file
 
@@ -22,17 +23,25 @@ class EvaluateConfig:
     """The timm model that a file of weights is of, where the file does not say."""
 
     data: str
-    """`fashion-mnist`, or a folder with train/CLASS/ and test/CLASS/ photos."""
+    """`fashion-mnist`; a folder with train/CLASS/ and test/CLASS/ photos, or with CLASS/ folders, of which a fifth is
+    then drawn to test; MVTec AD's layout; a table of path, label and split; shards with labels."""
 
     out: Path
     """Folder for results.json and config.yaml. Results already there for the same question are returned at once."""
 
     image_size: int | None = None
-    """Side of the square that a folder's photos are brought to when they are read, and that pixels and untrained
-    encoders see. Default: a trained encoder's own; else 32 for pixels and for fashion-mnist, 224 for the rest."""
+    """Side of the square that the encoder sees. Default: a trained encoder's own; else 32 for pixels and for
+    fashion-mnist, 224 for the rest."""
 
     max_train: int | None = None
     """Use at most this many training photos, as even over the classes as they allow, drawn by the seed."""
+
+    bit_range: str = "auto"
+    """Of photos with more than 8 bits a channel, what becomes black and what white: LOW:HIGH, `full` (all values of 16
+    bits), or `auto`: as the encoder was trained, else the 0.1st and 99.9th percentile of the training photos."""
+
+    strict: bool = False
+    """Stop at a photo that cannot be decoded, in place of leaving it out and counting it."""
 
     epochs: int = 90
     """Passes of the linear probe over the training photos."""
@@ -54,5 +63,6 @@ class EvaluateConfig:
         if self.arch and (self.checkpoint == PIXELS or self.checkpoint.startswith(UNTRAINED)):
             raise UserError(f"--arch {self.arch} says what a file of weights is of; --checkpoint is {self.checkpoint}")
         check_at_least(self, image_size=1, max_train=1, epochs=1, batch_size=1)
+        parse_bit_range(self.bit_range)
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, got {self.seed}")

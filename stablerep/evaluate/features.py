@@ -2,47 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stablerep import runlog
 from stablerep.config import UserError
+from stablerep.data.labelled import LabelledFiles, Photos
 from stablerep.evaluate.config import PIXELS, UNTRAINED
 from stablerep.models import InputTransform, create_encoder
+
+GREY_BATCH = 256  # photos looked at together
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of those photos that could be decoded."""
+
+    x: Tensor  # [N, D] float32 on the device
+    y: Tensor  # [N] int64 on the device
+    left_out: NDArray[np.int64]  # rows of the photos that could not be decoded
 
 
 def features_of(
     encoder: nn.Module,
-    transform: Callable[[Tensor], Tensor],  # uint8 [B, H, W, 3] -> float [B, 3, S, S]
-    images: Tensor,  # [N, H, W, 3] uint8 in host memory
+    transform: InputTransform,
+    photos: Photos,
     *,
     device: torch.device,
     batch_size: int = 256,
     title: str = "features",
     show: bool = True,
-) -> Tensor:  # [N, D] float32 on the device
-    """The features of each picture. bfloat16 on CUDA, float32 elsewhere.
+    strict: bool = False,
+) -> Features:
+    """The features of each photo. bfloat16 on CUDA, float32 elsewhere.
 
-    The encoder is left on the device, in eval mode.
+    Photos of one size are made square as the transform says; of others the middle is cut out first, at the size that
+    the transform wants. The encoder is left on the device, in eval mode.
+
+    Raises:
+        UserError: a photo cannot be decoded and strict, or none can.
     """
     encoder = encoder.to(device).to(memory_format=torch.channels_last).eval()
     features: Tensor | None = None
+    left_out: list[int] = []
+    done = 0
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    with runlog.progress(title, len(images), "images", show=show) as bar:
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size].to(device)
+    with runlog.progress(title, len(photos), "images", show=show) as bar:
+        start = 0
+        for pictures in photos.pictures(batch_size, device):
+            damaged = [] if isinstance(pictures, Tensor) else _damaged(pictures, photos, start, strict)
+            left_out += damaged
+            start += len(pictures)
+            if len(damaged) == len(pictures):
+                continue
             with torch.inference_mode(), bf16:
-                rows = encoder(transform(batch).contiguous(memory_format=torch.channels_last))
+                images = inputs_of(pictures, transform, device)
+                rows = encoder(images.contiguous(memory_format=torch.channels_last))
             if features is None:  # made outside inference mode: the probes take gradients through it
-                features = torch.empty(len(images), rows.shape[1], device=device)
-            features[start : start + len(rows)] = rows
-            bar.update(start + len(rows))
-    assert features is not None, "no images"
-    return features
+                features = torch.empty(len(photos), rows.shape[1], device=device)
+            features[done : done + len(rows)] = rows
+            done += len(rows)
+            bar.update(start)
+    if features is None:
+        raise UserError(f"none of {len(photos)} photos can be decoded" if len(photos) else "there are no photos")
+    kept = np.setdiff1d(np.arange(len(photos)), left_out)
+    return Features(features[:done], torch.from_numpy(photos.labels[kept]).to(device), np.array(left_out, np.int64))
+
+
+def inputs_of(
+    pictures: Tensor | list[Tensor | None],  # uint8 [B, H, W, 3], or [H_i, W_i, 3] each
+    transform: InputTransform,
+    device: torch.device,
+) -> Tensor:  # [B', 3, S, S] float, without those that are None
+    if isinstance(pictures, Tensor):
+        return transform(pictures.to(device))
+    squares = [_middle(picture, transform) for picture in pictures if picture is not None]
+    return replace(transform, crop_pct=1.0)(torch.stack(squares).to(device))
+
+
+def _middle(picture: Tensor, transform: InputTransform) -> Tensor:  # uint8 [H, W, 3] -> uint8 [S, S, 3]
+    """What timm's evaluation shows of a photo: the short side brought to S / crop_pct, the middle cut out."""
+    height, width, _ = picture.shape
+    size = replace(transform, crop_mode="center").resized(height, width)
+    pixels = picture.permute(2, 0, 1)[None]
+    if size != (height, width):
+        if picture.is_cuda:  # no kernel there takes uint8
+            pixels = pixels.float()
+        pixels = functional.interpolate(pixels, size, mode=transform.interpolation, antialias=True)
+        if picture.is_cuda:
+            pixels = pixels.round().clamp(0, 255).byte()
+    top, left = (round((side - transform.image_size) / 2) for side in size)
+    middle = pixels[0, :, top : top + transform.image_size, left : left + transform.image_size]
+    return middle.permute(1, 2, 0)
+
+
+def _damaged(pictures: list[Tensor | None], photos: Photos, start: int, strict: bool) -> list[int]:
+    damaged = [row for row, picture in enumerate(pictures, start) if picture is None]
+    if damaged and strict:
+        assert isinstance(photos, LabelledFiles)
+        raise UserError(f"--strict: {photos.where(damaged[0])} cannot be decoded; mend or remove it")
+    return damaged
 
 
 def standardiser(x: Tensor) -> tuple[Tensor, Tensor]:  # [N, D] -> [D] shift, [D] scale
@@ -86,5 +150,11 @@ def create_baseline(checkpoint: str, image_size: int, *, grey: bool, seed: int) 
             raise UserError(f"--checkpoint {checkpoint}: {error}") from error
 
 
-def is_grey(images: NDArray[np.uint8]) -> bool:  # [N, H, W, 3]
-    return all(np.array_equal(images[..., 0], images[..., channel]) for channel in (1, 2))
+def is_grey(photos: Photos) -> bool:
+    """Whether the three channels of every photo that can be decoded are one."""
+    return all(
+        torch.equal(picture[..., :1].expand_as(picture), picture)
+        for batch in photos.pictures(GREY_BATCH, torch.device("cpu"))
+        for picture in batch
+        if picture is not None
+    )

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 from torch import nn
 
 from stablerep import atomic, distributed, run_folder
 from stablerep import config as configs
 from stablerep.config import UserError, fingerprint
-from stablerep.data.labelled import load_labelled
+from stablerep.data.decode import resolve_bit_range
+from stablerep.data.labelled import (
+    NAMED_SETS,
+    LabelledData,
+    LabelledFiles,
+    LabelledSet,
+    Photos,
+    draw,
+    open_labelled,
+)
+from stablerep.data.picture_files import counted
 from stablerep.evaluate.config import PIXELS, EvaluateConfig
 from stablerep.evaluate.features import create_baseline, features_of, is_baseline, is_grey
 from stablerep.evaluate.probes import probe_features
 from stablerep.models import InputTransform, load_encoder
 
-RESULTS = "results.json"
+RESULTS, SPLIT = "results.json", "split.csv"
+NAMED = 5  # damaged photos in a line
 FREE = ("out", "device", "batch_size")  # where and how it is computed, not what
 PIXELS_SIZE, UNTRAINED_SIZE = 32, 224  # of a folder's photos, where neither the user nor an encoder has one
 
@@ -36,41 +47,55 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     start = time.perf_counter()
     out = Path(config.out)
     _check_folder(out, config)
-    inputs = fingerprint([_encoder_files(Path(config.checkpoint)), _photo_files(Path(config.data))])
+    data = None if config.data in NAMED_SETS else open_labelled(config.data, config.seed)
+    inputs = fingerprint([_encoder_files(Path(config.checkpoint)), _stamps(data)])
     if (earlier := _read_results(out / RESULTS)).get("inputs") == inputs:
         return earlier
 
     with distributed.start(config.device) as device:
         trained = None if is_baseline(config.checkpoint) else _open_checkpoint(config)
-        size = config.image_size or (trained[1].image_size if trained else _default_size(config.checkpoint))
-        train = load_labelled(config.data, "train", size, config.max_train, config.seed)
-        test = load_labelled(config.data, "test", size)
+        data = _with_bit_range(data or open_labelled(config.data), config)
+        train, test = draw(data.train, config.max_train, config.seed), data.test
+        size = config.image_size or (trained[1].image_size if trained else _default_size(config.checkpoint, train))
         encoder, transform = trained or create_baseline(
             config.checkpoint,
-            config.image_size or train.images.shape[1],
-            grey=is_grey(train.images) and is_grey(test.images),
+            size,
+            grey=config.checkpoint == PIXELS and is_grey(train) and is_grey(test),
             seed=config.seed,
         )
 
         loaded = time.perf_counter()
-        x, y = {}, {}
-        for split, photos in (("train", train), ("test", test)):
-            title = f"features of {len(photos):,} {split} photos"
-            images = torch.from_numpy(photos.images)
-            x[split] = features_of(encoder, transform, images, device=device, batch_size=config.batch_size, title=title)
-            y[split] = torch.from_numpy(photos.labels).to(device)
+        options: dict[str, Any] = {"device": device, "batch_size": config.batch_size, "strict": config.strict}
+        seen = {
+            split: features_of(
+                encoder, transform, photos, title=f"features of {len(photos):,} {split} photos", **options
+            )
+            for split, photos in (("train", train), ("test", test))
+        }
         extracted = time.perf_counter()
         probes = probe_features(
-            x["train"], y["train"], x["test"], y["test"], seed=config.seed, epochs=config.epochs, show=True
-        )
+            seen["train"].x, seen["train"].y, seen["test"].x, seen["test"].y,
+            seed=config.seed, epochs=config.epochs, show=True,
+        )  # fmt: skip
     end = time.perf_counter()
+    left_out = [
+        photos.where(int(row))
+        for split, photos in (("train", train), ("test", test))
+        if isinstance(photos, LabelledFiles)
+        for row in seen[split].left_out
+    ]
+    bit_range = train.bit_range if isinstance(train, LabelledFiles) else None
     results = {
         "checkpoint": config.checkpoint,
         "data": config.data,
-        "train_photos": len(train),
-        "test_photos": len(test),
+        "train_photos": len(seen["train"].y),
+        "test_photos": len(seen["test"].y),
         "classes": len(train.class_names),
-        "feature_width": x["train"].shape[1],
+        "damaged_photos": left_out,
+        "files_not_read": dict(data.not_read),
+        "split": "drawn" if data.was_drawn else "given",
+        "bit_range": [bit_range.low, bit_range.high] if bit_range else None,
+        "feature_width": seen["train"].x.shape[1],
         **probes,
         "seconds": round(end - start, 2),
         "feature_seconds": round(extracted - loaded, 2),
@@ -80,7 +105,26 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "config": configs.to_dict(config),
     }
     _write(config, results, out)
+    if data.was_drawn:
+        data.save_split(out / SPLIT)
     return results
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What a reader of the numbers must know of the photos, a line each."""
+    lines = []
+    if damaged := results["damaged_photos"]:
+        more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
+        lines.append(f"{len(damaged)} photos could not be decoded and are left out: {', '.join(damaged[:NAMED])}{more}")
+    if results["files_not_read"]:
+        lines.append(f"{counted(results['files_not_read'])} left out, not read as pictures")
+    if results["split"] == "drawn":
+        lines.append(
+            f"the split into {results['train_photos']:,} and {results['test_photos']:,} photos was drawn: {SPLIT}"
+        )
+    if results["bit_range"]:
+        lines.append("values {:g} to {:g} shown as black to white (--bit-range)".format(*results["bit_range"]))
+    return lines
 
 
 def table(*results: dict[str, Any]) -> Table:
@@ -109,8 +153,26 @@ def _open_checkpoint(config: EvaluateConfig) -> tuple[nn.Module, InputTransform]
         raise UserError(f"--checkpoint {error}") from error
 
 
-def _default_size(checkpoint: str) -> int:
+def _default_size(checkpoint: str, photos: Photos) -> int:
+    if isinstance(photos, LabelledSet):
+        return photos.images.shape[1]
     return PIXELS_SIZE if checkpoint == PIXELS else UNTRAINED_SIZE
+
+
+def _with_bit_range(data: LabelledData, config: EvaluateConfig) -> LabelledData:
+    """The set with the range of its photos of more than 8 bits, measured on its training photos."""
+    if not isinstance(data.train, LabelledFiles) or not isinstance(data.test, LabelledFiles):
+        return data
+    bit_range = resolve_bit_range(config.bit_range, data.train.index, data.train.cache)
+    if bit_range is None and data.test.index is not data.train.index:
+        bit_range = resolve_bit_range(config.bit_range, data.test.index, data.test.cache)
+    return replace(data, train=replace(data.train, bit_range=bit_range), test=replace(data.test, bit_range=bit_range))
+
+
+def _stamps(data: LabelledData | None) -> list[Any]:
+    if data is None or not isinstance(data.train, LabelledFiles) or not isinstance(data.test, LabelledFiles):
+        return []
+    return [data.train.stamps(), data.test.stamps()]
 
 
 def _check_folder(out: Path, config: EvaluateConfig) -> None:
@@ -131,10 +193,6 @@ def _encoder_files(path: Path) -> list[tuple[str, int, int]]:
         if not (folder / "config.json").is_file():  # a file of weights, among who knows what
             return [(path.name, path.stat().st_size, path.stat().st_mtime_ns)]
     return _file_stamps(folder / "exported" if (folder / "exported").is_dir() else folder)
-
-
-def _photo_files(path: Path) -> list[list[tuple[str, int, int]]]:
-    return [_file_stamps(path / split) for split in ("train", "test")]
 
 
 def _file_stamps(folder: Path) -> list[tuple[str, int, int]]:

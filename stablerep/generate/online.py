@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stablerep import config as configs
 from stablerep.config import UserError
+from stablerep.data.index import split_weight
 from stablerep.data.online import OnlineGenerator
-from stablerep.data.sampling import split_weight
 from stablerep.engines.module import DTYPES
 from stablerep.generate import screen
 from stablerep.generate.config import GenerateConfig
@@ -43,7 +43,7 @@ def opener(online: str, out: Path) -> Callable[[torch.device], OnlineGenerator]:
         UserError: no such file, or fields that make no single run.
     """
     path, _ = split_weight(online, "--online")
-    if not path.is_file():
+    if not isinstance(path, Path) or not path.is_file():
         raise UserError(f"--online {path} does not exist; give a YAML file of stablerep-gen's flags (prompts: FILE)")
     argv = ["--config", str(path), "--out", str(out)]
     config = configs.parse(GenerateConfig, argv, f"stablerep-train --online {path}")

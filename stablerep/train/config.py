@@ -6,8 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from stablerep.config import FirstLook, UserError, check_above_zero, check_at_least, check_choice, flag_of
+from stablerep.config import (
+    FirstLook,
+    UserError,
+    check_above_zero,
+    check_at_least,
+    check_choice,
+    flag_of,
+    parse_share,
+)
 from stablerep.data.augment import AugmentConfig
+from stablerep.data.bit_range import parse_bit_range
 
 if TYPE_CHECKING:
     from stablerep.data.sampling import GroupBy
@@ -34,8 +43,22 @@ class TrainConfig:
     DATA: ClassVar = "What to train on"
 
     data: FirstLook[tuple[str, ...]] = ()
-    """Shards of stablerep-gen, or a folder of pictures, as PATH or PATH:WEIGHT. Given more than once, every batch mixes
-    them by weight (1 where none is given)."""
+    """Shards of stablerep-gen (a folder or a URL) or of WebDataset, a folder of pictures, or a table of paths and
+    captions, as PATH or PATH:WEIGHT. Given more than once, every batch mixes them by weight (1 where none is given)."""
+
+    bit_range: str = "auto"
+    """Of pictures with more than 8 bits a channel, what becomes black and what white: LOW:HIGH, `full` (all values of
+    16 bits), or `auto` (the 0.1st and 99.9th percentile of each --data, measured once and kept with the run)."""
+
+    max_damaged: str = "25%"
+    """Stop when more than this share of the pictures cannot be decoded. Those below it are named and another picture
+    of the same prompt takes the place of each."""
+
+    cache_dir: Path | None = None
+    """Where shards of a URL are kept while they are read; ~/.cache/stablerep/shards if not given."""
+
+    cache_gb: float = 100.0
+    """How much of them is kept."""
 
     online: FirstLook[str | None] = None
     """Paint while training: PATH or PATH:WEIGHT of a YAML file of stablerep-gen's flags (prompts, model ...).
@@ -149,7 +172,9 @@ class TrainConfig:
             self, image_size=8, views_per_prompt=2, batch_size=4, steps=0, weight_decay=0, head_hidden=1, head_out=1,
             seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1, pool_prompts=0, pool_uses=1,
         )  # fmt: skip
-        check_above_zero(self, "epochs", "base_lr", "temperature")
+        check_above_zero(self, "epochs", "base_lr", "temperature", "cache_gb")
+        parse_bit_range(self.bit_range)
+        parse_share("--max-damaged", self.max_damaged)
         for name in ("warmup", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{flag_of(name)} must be from 0 to below 1, got {getattr(self, name)}")

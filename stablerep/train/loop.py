@@ -12,14 +12,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stablerep import distributed, ops
-from stablerep.config import UserError
-from stablerep.data.loader import LoaderConfig
+from stablerep.config import UserError, parse_share
+from stablerep.data.index import split_weight
+from stablerep.data.loader import LoaderConfig, PictureSources, open_pictures
 from stablerep.data.mixing import TrainingData
 from stablerep.data.online import OnlineGenerator, OnlineSource
-from stablerep.data.sampling import Sampler, open_source, share_out, split_weight
+from stablerep.data.sampling import Sampler, open_source, share_out
+from stablerep.data.shard_cache import ShardCache
 from stablerep.models import ProjectionHead, create_encoder, save_exported
 from stablerep.runlog import RunLog, progress
-from stablerep.train import checkpoint
+from stablerep.train import checkpoint, summary
 from stablerep.train.config import OBJECTIVES, TrainConfig
 from stablerep.train.initial import Initial, load_initial, refuse_tag
 from stablerep.train.metrics import Metrics, progress_note, refuse_divergence
@@ -55,6 +57,8 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
         checkpoint.claim_folder(config, data.online.identity if data.online else None)
         if distributed.rank() == 0 and not has_weights:
             initial.save(out)
+        if distributed.rank() == 0 and data.pictures:
+            summary.write_data(out, config.data, data.pictures)
         run(config, out, data, model, optimiser, device, initial)
         if distributed.rank() == 0:
             transform, name = initial.transform(config.image_size), initial.initialized_from
@@ -73,15 +77,29 @@ def open_data(config: TrainConfig, device: torch.device, open_online: OpenOnline
     groups = config.batch_size // config.views
     sources = [open_source(data, OBJECTIVES[config.objective].group_by, config.views) for data in config.data]
     if not config.online:
-        return TrainingData(Sampler(sources, groups, config.views, config.seed), None, groups)
+        files = Sampler(sources, groups, config.views, config.seed)
+        return TrainingData(files, None, groups, pictures_of(config, files))
     assert open_online is not None, "config.online needs open_online"
     _, weight = split_weight(config.online, "--online")
     of_files = sum(source.weight for source in sources)
     painted = ranks * share_out(groups // ranks, [of_files, weight])[1] if sources else groups
     pool = config.pool_prompts, config.pool_uses
     online = OnlineSource(open_online(device), painted, config.views, config.seed, *pool)
-    files = Sampler(sources, groups - painted, config.views, config.seed) if sources else None
-    return TrainingData(files, online, groups)
+    if not sources:
+        return TrainingData(None, online, groups)
+    files = Sampler(sources, groups - painted, config.views, config.seed)
+    return TrainingData(files, online, groups, pictures_of(config, files))
+
+
+def pictures_of(config: TrainConfig, files: Sampler) -> PictureSources:
+    return open_pictures(
+        files,
+        bit_range=config.bit_range,
+        known_ranges=summary.read_bit_ranges(config.out),
+        cache=ShardCache(config.cache_dir, round(config.cache_gb * 1e9)),
+        record=summary.damaged_record(config.out),
+        most_damaged=parse_share("--max-damaged", config.max_damaged),
+    )
 
 
 def build(config: TrainConfig, device: torch.device) -> tuple[nn.Module, torch.optim.AdamW]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stablerep.config import UserError
 from stablerep.data.augment import AugmentConfig
-from stablerep.data.loader import LoaderConfig, batches
+from stablerep.data.loader import LoaderConfig, batches, open_pictures
 from stablerep.data.sampling import Sampler, open_source
 from tests.data.pictures import encode, random_pixels, write_folder, write_shards
 
@@ -133,23 +133,89 @@ def test_leaving_early_stops_the_thread(tmp_path: Path) -> None:
         assert len(list(islice(loader, 2))) == 2
 
 
-def test_a_damaged_picture_in_a_folder_is_named(tmp_path: Path) -> None:
-    photos = write_folder(tmp_path / "photos", 8)
-    data = (photos / "005.png").read_bytes()
-    for bad in (data[: len(data) // 2], b""):
-        (photos / "005.png").write_bytes(bad)
-        with pytest.raises(UserError, match=r"photos/005\.png cannot be decoded; remove it, then go on") as error:
-            load(sampler_of(photos), STRONG, 0, 4)
-        assert "\n" not in str(error.value)
+def spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_a_damaged_picture_in_a_shard_is_named(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path / "shards", prompts=4, per_prompt=2)
+def load_recorded(folder: Path, record: Path, most: float = 1.0, first: int = 0, last: int = 4) -> list[np.ndarray]:
+    sampler = sampler_of(folder)
+    pictures = open_pictures(sampler, record=record, most_damaged=most)
+    with batches(sampler, STRONG, torch.device("cpu"), pictures, first_step=first, last_step=last) as loader:
+        return [batch.images.numpy() for batch in loader]
+
+
+def test_another_photo_takes_the_place_of_a_damaged_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, run_ranks: Callable[..., list[Any]]
+) -> None:
+    photos = write_folder(tmp_path / "photos", 12)
+    whole = load_recorded(photos, tmp_path / "none")
+    spoil(photos / "005.png")
+    (photos / "007.png").write_bytes(b"a letter")
+    (photos / "008.png").unlink()
+    (photos / "008.png").write_bytes(b"")
+    found = load_recorded(photos, tmp_path / "damaged.txt")
+    names = [str(photos / name) for name in ("005.png", "007.png", "008.png")]
+    assert sorted((tmp_path / "damaged.txt").read_text().splitlines()) == names
+    for name in names:
+        assert sum(name in message for message in caplog.messages) == 1  # named once
+
+    sampler = sampler_of(photos)
+    bad = {5, 7, 8}
+    for step, (before, after) in enumerate(zip(whole, found, strict=True)):
+        image = sampler.picks(step).image
+        for row in range(len(image)):
+            assert np.array_equal(before[row], after[row]) == (image[row] not in bad)
+    # What stands in follows from the seed and the step: a resumed run, that knows of the damage, and ranks see it too.
+    resumed = load_recorded(photos, tmp_path / "damaged.txt", first=2)
+    assert all(np.array_equal(one, other) for one, other in zip(found[2:], resumed, strict=True))
+    ranks = run_ranks(2, load_recorded, photos, tmp_path / "of_ranks.txt")
+    for step, expected in enumerate(found):
+        np.testing.assert_array_equal(np.concatenate([images[step] for images in ranks]), expected)
+    assert sorted(set((tmp_path / "of_ranks.txt").read_text().splitlines())) == names
+
+
+def test_a_damaged_picture_of_a_prompt_is_replaced_by_another_of_it(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", prompts=4, per_prompt=3)
     sampler = sampler_of(shards)
     index = sampler.sources[0].index
-    tar = index.files[index.file[5]]
-    with tar.open("r+b") as file:
+    with index.files[index.file[5]].open("r+b") as file:  # the last of the second prompt
         file.seek(int(index.offset[5]))
         file.write(bytes(int(index.size[5])))
-    with pytest.raises(UserError, match=r"000001\.tar \(prompt 102, \d+ bytes at \d+\) cannot be decoded; delete that"):
-        load(sampler, STRONG, 0, 4)
+    config = replace(STRONG, augment=NO_CHANGE)
+    seen = 0
+    for step, (images, _) in enumerate(load(sampler_of(shards), config, 0, 6)):
+        image = sampler.picks(step).image
+        pixels = pixels_of(images, config)
+        (rows,) = np.nonzero(image // 3 == 1)
+        for row in rows:
+            other = image[rows[0] + rows[1] - row]
+            expected = image[row] if image[row] != 5 else ({3, 4} - {int(other)}).pop()
+            seen += image[row] == 5
+            wanted = torch.tensor(random_pixels(1000 + int(expected) - 3)).float()
+            torch.testing.assert_close(pixels[row], wanted, atol=0.01, rtol=0)
+    assert seen > 1
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_photo_without_a_whole_view_shows_another_photo_as_itself(tmp_path: Path, groups: int) -> None:
+    photos = write_folder(tmp_path / "photos", 5)
+    for number in range(4):
+        spoil(photos / f"{number:03}.png")
+    config = replace(STRONG, augment=NO_CHANGE)
+    for images, labels in load(sampler_of(photos, groups=groups), config, 0, 3):
+        wanted = torch.tensor(random_pixels(4)).float()
+        torch.testing.assert_close(pixels_of(images, config), wanted.expand(len(images), -1, -1, -1), atol=0.01, rtol=0)
+        assert labels.tolist() == [4] * len(images)  # whoever it stands in for: never a negative of itself
+
+
+def test_too_many_damaged_pictures_stop_the_run(tmp_path: Path) -> None:
+    photos = write_folder(tmp_path / "photos", 10)
+    for number in (2, 3, 4):
+        spoil(photos / f"{number:03}.png")
+    with pytest.raises(UserError, match=r"--max-damaged 0.2: 3 of 10 pictures are damaged, .*002.*003.*004") as error:
+        load_recorded(photos, tmp_path / "damaged.txt", most=0.2)
+    assert "\n" not in str(error.value) and "damaged.txt" in str(error.value)
+    for path in photos.iterdir():
+        spoil(path)
+    with pytest.raises(UserError, match=r"no picture can be decoded, .*000\.png and all others"):
+        load_recorded(photos, tmp_path / "other.txt")

@@ -11,7 +11,8 @@ import pytest
 
 from stablerep.config import UserError
 from stablerep.data.sampling import Sampler, open_source
-from tests.data.pictures import write_folder, write_shards
+from stablerep.shards import Picture, Sample, start_dataset, write_shard
+from tests.data.pictures import encode, random_pixels, write_folder, write_shards
 
 
 def sampler_of(*data: str, group_by: str = "prompt", groups: int = 4, views: int = 3, seed: int = 0) -> Sampler:
@@ -120,3 +121,55 @@ def test_a_source_that_gets_no_room_in_the_batch(tmp_path: Path) -> None:
     photos = write_folder(tmp_path / "photos", 4)
     with pytest.raises(UserError, match="raise --batch-size or the smallest weight"):
         sampler_of(f"{photos}:1", f"{photos}:100", groups=4)
+
+
+def write_captions(out: Path, captions: list[str], per_prompt: int = 2) -> str:
+    start_dataset(out, {"num_images_per_prompt": per_prompt})
+    samples = [
+        Sample(
+            number, caption, "png", [Picture(k, encode(random_pixels(9 * number + k)), {}) for k in range(per_prompt)]
+        )
+        for number, caption in enumerate(captions)
+    ]
+    write_shard(out, 0, samples[: len(samples) // 2])
+    write_shard(out, 1, samples[len(samples) // 2 :])
+    return str(out)
+
+
+def test_prompts_of_one_caption_are_one_group_over_rows_shards_and_sources(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = write_captions(tmp_path / "one", ["a red shoe", "a coat", "", "A  red shoe.", "", "a bag"])
+    other = write_captions(tmp_path / "other", ["a hat", "a BAG", "a coat", "a red shoe"])
+    photos = str(write_folder(tmp_path / "photos", 3))
+    with caplog.at_level(logging.INFO):
+        sampler = sampler_of(one, other, photos, groups=12, views=2)
+    assert "one: 1 prompts have the caption of an earlier one" in caplog.text
+    assert [source.count.tolist() for source in sampler.sources] == [[4, 2, 2, 2, 2], [2] * 4, [1] * 3]
+    labels = [
+        sampler.labels_of(number, np.arange(len(each.count))).tolist() for number, each in enumerate(sampler.sources)
+    ]
+    # red shoe, coat, nothing, nothing, bag; hat, bag, coat, red shoe; the photos
+    assert labels == [[0, 1, 2, 3, 4], [5, 4, 1, 0], [9, 10, 11]]
+    for step in range(6):
+        picks = sampler.picks(step)
+        first = picks.source == 0
+        texts = np.array([0, 1, 2, 0, 4, 5])[picks.image[first] // 2]
+        assert picks.label[first].tolist() == [{0: 0, 1: 1, 2: 2, 4: 3, 5: 4}[text] for text in texts]
+
+
+def test_captions_are_nothing_to_simclr(tmp_path: Path) -> None:
+    data = write_captions(tmp_path / "one", ["a red shoe", "a red shoe"])
+    sampler = sampler_of(data, group_by="image", groups=4, views=2)
+    assert sorted(set(sampler.picks(0).label.tolist())) == [0, 1, 2, 3]
+
+
+def test_photos_with_captions_of_their_own_give_views_and_share_labels(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos", 4)
+    rows = "".join(f"photos/{n:03}.png,{text}\n" for n, text in enumerate(["a", "b", "A.", "c"]))
+    (tmp_path / "table.csv").write_text("path,caption\n" + rows)
+    sampler = sampler_of(str(tmp_path / "table.csv"), groups=4, views=3)
+    picks = sampler.picks(0)
+    assert (picks.image.reshape(4, 3) == picks.image[::3, None]).all()
+    by_image = dict(zip(picks.image.tolist(), picks.label.tolist(), strict=True))
+    assert by_image[0] == by_image[2] and len(set(by_image.values())) == 3

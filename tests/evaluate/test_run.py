@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from timm.data import create_transform
 
 from stablerep.config import UserError
 from stablerep.data.labelled import fashion_mnist
 from stablerep.evaluate import run as evaluation
 from stablerep.evaluate.config import EvaluateConfig
-from stablerep.evaluate.features import features_of
-from stablerep.evaluate.run import evaluate, table
+from stablerep.evaluate.features import features_of, inputs_of
+from stablerep.evaluate.run import evaluate, notes, table
 from stablerep.models import InputTransform, create_encoder, load_encoder, save_exported
 
 CPU = torch.device("cpu")
@@ -146,10 +148,86 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
 
 def test_features_do_not_depend_on_the_batch(run: Path) -> None:
     encoder, transform = load_encoder(run)
-    images = torch.from_numpy(fashion_mnist("test").images[:33])
-    whole = features_of(encoder, transform, images, device=CPU, show=False)
-    parts = features_of(encoder.train(), transform, images, device=CPU, batch_size=5, show=False)
-    assert whole.shape == (33, 512) and whole.dtype == torch.float32 and not whole.is_inference()
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    photos = fashion_mnist("test").take(np.arange(33))
+    whole = features_of(encoder, transform, photos, device=CPU, show=False)
+    parts = features_of(encoder.train(), transform, photos, device=CPU, batch_size=5, show=False)
+    assert whole.x.shape == (33, 512) and whole.x.dtype == torch.float32 and not whole.x.is_inference()
+    assert whole.y.tolist() == photos.labels.tolist()
+    torch.testing.assert_close(parts.x, whole.x, rtol=1e-4, atol=1e-5)
+    images = torch.from_numpy(photos.images)
     expected = torch.cat([encoder.eval()(transform(images[i : i + 1])) for i in range(3)])
-    torch.testing.assert_close(whole[:3], expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole.x[:3], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(300, 411), (64, 64), (17, 23), (1000, 333)])
+@pytest.mark.parametrize(("interpolation", "crop_pct"), [("bicubic", 0.875), ("bilinear", 1.0)])
+def test_a_photo_is_brought_to_size_as_timm_does(size: tuple[int, int], interpolation: Any, crop_pct: float) -> None:
+    random = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    transform = InputTransform(64, interpolation=interpolation, crop_pct=crop_pct)
+    of_timm = create_transform(
+        (3, 64, 64), interpolation=interpolation, crop_pct=crop_pct, mean=transform.mean, std=transform.std
+    )
+    found = inputs_of([None, torch.from_numpy(random)], transform, CPU)
+    expected = of_timm(Image.fromarray(random))
+    level = 1 / 255 / min(transform.std)
+    assert found.shape == (1, 3, 64, 64)
+    assert (found[0] - expected).abs().max() <= 1.01 * level  # rounding; torch and Pillow share the algorithm
+
+
+def test_damaged_photos_are_left_out_counted_and_named(settings: dict[str, Any], tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(settings["data"], photos)
+    bad = [
+        photos / "train" / "bag" / "3.jpg",
+        photos / "test" / "bag" / "16.jpg",
+        photos / "test" / "trouser" / "17.jpg",
+    ]
+    bad[0].write_bytes(bad[0].read_bytes()[:300])
+    bad[1].write_bytes(b"")
+    bad[2].write_bytes(b"a letter")
+    (photos / "test" / "bag" / "clip.mov").write_bytes(b"")
+    found = evaluate(EvaluateConfig(**{**settings, "data": str(photos)}))
+    assert (found["train_photos"], found["test_photos"]) == (44, 16)
+    assert found["damaged_photos"] == sorted(map(str, bad), key=lambda path: ("/test/" in path, path))
+    assert found["files_not_read"] == {".mov": 1}
+    said = notes(found)
+    assert "3 photos could not be decoded" in said[0] and str(bad[1]) in said[0]
+    assert said[1] == "1 file (.mov 1) left out, not read as pictures" and len(said) == 2
+    for path in bad:
+        path.unlink()
+    without = evaluate(EvaluateConfig(**{**settings, "data": str(photos), "out": tmp_path / "without"}))
+    assert [without[name] for name in ("linear_top1", "knn_top1")] == [
+        found[name] for name in ("linear_top1", "knn_top1")
+    ]
+    bad[1].write_bytes(b"")
+    with pytest.raises(UserError, match=r"--strict: .*16\.jpg cannot be decoded"):
+        evaluate(EvaluateConfig(**{**settings, "data": str(photos), "out": tmp_path / "strict", "strict": True}))
+
+
+def test_a_drawn_split_lies_beside_the_results_and_gives_them_again(settings: dict[str, Any], tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(Path(settings["data"]) / "train", photos)
+    found = evaluate(EvaluateConfig(**{**settings, "data": str(photos)}))
+    assert (found["train_photos"], found["test_photos"], found["split"]) == (36, 9, "drawn")
+    table = str(settings["out"] / "split.csv")
+    again = evaluate(EvaluateConfig(**{**settings, "data": table, "out": tmp_path / "again", "seed": 0}))
+    assert again["split"] == "given"
+    assert [again[name] for name in ("linear_top1", "knn_top1")] == [
+        found[name] for name in ("linear_top1", "knn_top1")
+    ]
+
+
+def test_deep_photos_are_shown_by_one_range(settings: dict[str, Any], tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for path in Path(settings["data"]).rglob("*.jpg"):
+        values = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
+        deep = (photos / path.relative_to(settings["data"])).with_suffix(".png")
+        deep.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(deep)
+    found = evaluate(EvaluateConfig(**{**settings, "data": str(photos), "bit_range": "0:4080"}))
+    eight = evaluate(EvaluateConfig(**{**settings, "out": tmp_path / "eight"}))
+    assert found["bit_range"] == [0, 4080] and eight["bit_range"] is None
+    assert abs(found["linear_top1"] - eight["linear_top1"]) < 12  # the same photos, but for JPEG's colours
+    auto = evaluate(EvaluateConfig(**{**settings, "data": str(photos), "out": tmp_path / "auto"}))
+    low, high = auto["bit_range"]
+    assert 0 <= low < 100 and 3000 < high <= 4080

@@ -16,8 +16,9 @@ import pytest
 import stablerep
 from stablerep import atomic, cli
 from stablerep.config import UserError
+from stablerep.data.index import index_shards
 from stablerep.generate.verify import verify
-from stablerep.shards import index_shards, read_pictures
+from stablerep.shards import read_pictures
 
 FEW = {"num_images_per_prompt": 1, "num_inference_steps": 1, "prompts_per_shard": 2, "batch_size": 4, "device": "cpu"}
 

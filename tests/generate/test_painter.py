@@ -14,6 +14,7 @@ from torch import Tensor
 
 import stablerep
 from stablerep.config import UserError
+from stablerep.data.index import index_shards
 from stablerep.engines.conditioning import Conditioning
 from stablerep.engines.torch import TorchEngine
 from stablerep.generate import painter as painter_module
@@ -24,7 +25,6 @@ from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.schedulers import make_schedule
 from stablerep.generate.verify import verify
 from stablerep.prompts import Prompt
-from stablerep.shards import index_shards
 
 PROMPTS = [Prompt(0, "a photo of a bag"), Prompt(1, "a photo of a dark coat"), Prompt(2, "a photo of a shirt")]
 CPU = torch.device("cpu")

@@ -19,12 +19,12 @@ from transformers import BertTokenizer
 import stablerep
 from stablerep import cli, shards
 from stablerep.config import UserError, parse
+from stablerep.data.index import index_images, index_shards
 from stablerep.generate.config import GenerateConfig, sweep_folder_name
 from stablerep.generate.dry_run import estimate
 from stablerep.generate.pipeline import Pipeline, default_generator
 from stablerep.generate.run import generate
 from stablerep.generate.summary import GenerateSummary, SweepSummary
-from stablerep.shards import index_images, index_shards
 from tests.generate.folders import digests
 
 TWO_EACH = {"num_images_per_prompt": 2, "num_inference_steps": 2, "prompts_per_shard": 1, "batch_size": 3}

@@ -15,6 +15,7 @@ import pytest
 import stablerep
 from stablerep import atomic, cli, shards, storage
 from stablerep.config import UserError
+from stablerep.data.index import index_images
 from stablerep.generate import worker
 from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.shard_writer import MOST_WAITING, open_writer, read_done
@@ -338,7 +339,7 @@ def test_a_sweep_in_memory(prompts: Path, tmp_path: Path) -> None:
 def test_a_file_url_is_the_local_folder(prompts: Path, tmp_path: Path) -> None:
     summary = stablerep.generate(prompts=prompts, out=f"file://{tmp_path}/out", **FEW)
     assert summary.out == tmp_path / "out"
-    assert len(shards.index_images(tmp_path / "out")) == 4
+    assert len(index_images(tmp_path / "out")) == 4
 
 
 def test_reading_from_a_url_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
