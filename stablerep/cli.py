@@ -44,7 +44,12 @@ MENDS = {
 }
 HELP, HELP_ALL, COMPLETION = ("-h", "--help"), "--help-all", "--tyro-"
 SHELLS = ("bash", "zsh", "tcsh", "fish")
-SPOKEN = ("generate", "models", "train")  # whose choices are the user's to know; engines and storage speak as generate
+SPOKEN = (
+    "generate",
+    "models",
+    "data",
+    "train",
+)  # whose choices are the user's to know; engines and storage speak as generate
 
 
 def gen(argv: Sequence[str] | None = None) -> None:

@@ -35,6 +35,8 @@ class OnlineGenerator:
     paint: Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
     """(prompt ids [n], rounds [n]) to pictures [n, K, H, W, 3] uint8 and whether each is good [n, K] bool, on the
     device. A pure function; each round has K other pictures of a prompt."""
+    labels: Mapping[int, int] = field(default_factory=dict)
+    """Of prompts whose caption an earlier one has, the id of that: their pictures are positives of each other."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ class OnlineSource:
             torch.cuda.current_stream().wait_stream(stream)
             for tensor in (painted.pictures, painted.good):
                 tensor.record_stream(torch.cuda.current_stream())
-        self._pool.put(painted.prompt_ids, painted.pictures, painted.good)
+        labels = [self._generator.labels.get(prompt, prompt) for prompt in painted.prompt_ids]
+        self._pool.put(labels, painted.pictures, painted.good)
 
     def _count_rejected(self) -> int:
         """How many pictures were rejected so far, seen that some are left; the one place that waits for the device."""

@@ -54,7 +54,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     with distributed.start(config.device) as device:
         trained = None if is_baseline(config.checkpoint) else _open_checkpoint(config)
-        data = _with_bit_range(data or open_labelled(config.data), config)
+        trained_range = trained[1].bit_range if trained else None
+        data = _with_bit_range(data or open_labelled(config.data), config.bit_range, trained_range)
         train, test = draw(data.train, config.max_train, config.seed), data.test
         size = config.image_size or (trained[1].image_size if trained else _default_size(config.checkpoint, train))
         encoder, transform = trained or create_baseline(
@@ -159,14 +160,14 @@ def _default_size(checkpoint: str, photos: Photos) -> int:
     return PIXELS_SIZE if checkpoint == PIXELS else UNTRAINED_SIZE
 
 
-def _with_bit_range(data: LabelledData, config: EvaluateConfig) -> LabelledData:
-    """The set with the range of its photos of more than 8 bits, measured on its training photos."""
-    if not isinstance(data.train, LabelledFiles) or not isinstance(data.test, LabelledFiles):
+def _with_bit_range(data: LabelledData, text: str, trained: tuple[float, float] | None) -> LabelledData:
+    """The set with the range of its photos of 16 bits: the encoder's, or as measured on the training photos."""
+    train, test = data.train, data.test
+    if not isinstance(train, LabelledFiles) or not isinstance(test, LabelledFiles):
         return data
-    bit_range = resolve_bit_range(config.bit_range, data.train.index, data.train.cache)
-    if bit_range is None and data.test.index is not data.train.index:
-        bit_range = resolve_bit_range(config.bit_range, data.test.index, data.test.cache)
-    return replace(data, train=replace(data.train, bit_range=bit_range), test=replace(data.test, bit_range=bit_range))
+    text = "{}:{}".format(*trained) if text == "auto" and trained else text
+    bit_range = resolve_bit_range(text, train.index, train.cache) or resolve_bit_range(text, test.index, test.cache)
+    return replace(data, train=replace(train, bit_range=bit_range), test=replace(test, bit_range=bit_range))
 
 
 def _stamps(data: LabelledData | None) -> list[Any]:

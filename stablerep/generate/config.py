@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stablerep.config import FirstLook, UserError, check_at_least, check_choice
+from stablerep.config import FirstLook, UserError, check_at_least, check_choice, parse_share
 from stablerep.engines.config import DTYPES
 from stablerep.prompts.encoding import is_encoding
 from stablerep.storage import Folder, place
@@ -222,7 +222,7 @@ class GenerateConfig:
             raise UserError(f"--usd-per-hour {self.usd_per_hour} must be a price, and goes with --dry-run")
         if not 0 <= self.screen_retries <= 100:
             raise UserError(f"--screen-retries must be between 0 and 100, got {self.screen_retries}")
-        object.__setattr__(self, "max_rejected", _share("--max-rejected", self.max_rejected))
+        object.__setattr__(self, "max_rejected", parse_share("--max-rejected", self.max_rejected))
         if not 0 <= self.flat_below <= 128:
             raise UserError(f"--flat-below must be between 0 and 128 grey levels, got {self.flat_below}")
         if not -1 <= self.duplicate_within <= 64:
@@ -306,18 +306,6 @@ class GenerateConfig:
             dataclasses.replace(self, guidance_scale=scale, out=str(self.folder / sweep_folder_name(scale)))
             for scale in self.guidance_scale
         ]
-
-
-def _share(flag: str, value: float | str) -> float:
-    """0.5 of 0.5, "0.5" and "50%"."""
-    text = str(value).strip()
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise UserError(f"{flag} must be a share between 0 and 1, or 0% and 100%, got {value}")
-    return share
 
 
 def sweep_folder_name(guidance_scale: float) -> str:

@@ -25,7 +25,7 @@ from stablerep.generate.identity import identity_of
 from stablerep.generate.painter import Painter, PictureId, encode_prompts, fitting_batches, open_painter, paint_batch
 from stablerep.generate.pipeline import open_pipeline
 from stablerep.generate.worker import warn_of_scripts
-from stablerep.prompts import Prompt, read_prompts, without_labels
+from stablerep.prompts import Prompt, caption_key, read_prompts, without_labels
 
 # What concerns files alone, or what is done on the host with all pictures of a prompt before them.
 UNUSED = ("image_format", "prompts_per_shard", "screen_retries", "duplicate_within")
@@ -87,7 +87,15 @@ def open_online(config: GenerateConfig, device: torch.device) -> OnlineGenerator
         # batch_size decides which prompts are painted together, and with that when they enter the pool
         identity=identity | {"engine": painter.engine.name, "batch_size": config.batch_size},
         paint=paint,
+        labels=_first_of_caption([prompts[number] for number in paintable]),
     )
+
+
+def _first_of_caption(prompts: Sequence[Prompt]) -> dict[int, int]:
+    """Of each prompt with the caption of an earlier one, the id of the first such."""
+    first: dict[str, int] = {}
+    found = {prompt.id: first.setdefault(caption_key(prompt.text), prompt.id) for prompt in prompts if prompt.text}
+    return {prompt: earliest for prompt, earliest in found.items() if prompt != earliest}
 
 
 def paint_prompts(

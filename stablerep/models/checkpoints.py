@@ -13,7 +13,7 @@ import pickle
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,9 @@ def _open_folder(path: Path) -> tuple[nn.Module, InputTransform]:
         reason = " ".join(str(error).split())[:200]
         mend = "delete it and run stablerep-train again, or bring whole files"
         raise UserError(f"{folder} is damaged ({reason}); {mend}") from error
-    return encoder, _with_source(folder, lambda: InputTransform.from_timm(data_config))
+    transform = _with_source(folder, lambda: InputTransform.from_timm(data_config))
+    bit_range = json.loads((folder / CONFIG).read_text()).get("bit_range")  # of our own exports
+    return encoder, replace(transform, bit_range=tuple(bit_range) if bit_range else None)
 
 
 def _open_file(path: Path, arch: str | None) -> tuple[nn.Module, InputTransform]:

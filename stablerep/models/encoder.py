@@ -63,6 +63,7 @@ def save_exported(
         "num_classes": 0,
         "num_features": encoder.num_features,
         "initialized_from": initialized_from,
+        "bit_range": transform.bit_range,
         "model_args": {"img_size": size} if fixed else {},
         "pretrained_cfg": {
             "input_size": [3, size, size],

@@ -32,6 +32,8 @@ class InputTransform:
     """The resized picture has image_size / crop_pct pixels a side, of which the middle is taken."""
     crop_mode: CropMode = "squash"
     """`squash`: both sides are brought to that length. `center`: the short one is, the proportions stay."""
+    bit_range: tuple[float, float] | None = None
+    """Of pictures with more than 8 bits a channel, the values that become black and white; None: all of 16 bits."""
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that a picture is brought to before the crop."""
@@ -40,9 +42,9 @@ class InputTransform:
             return side, side
         return (side, int(side * width / height)) if height < width else (int(side * height / width), side)
 
-    def __call__(self, images: Tensor) -> Tensor:  # uint8 [B, H, W, 3] -> float32 [B, 3, S, S]
+    def __call__(self, images: Tensor) -> Tensor:  # uint8 or wider [B, H, W, 3] -> float32 [B, 3, S, S]
         """Resize (antialiased where it shrinks), crop and normalise, on the device of the images."""
-        pixels = images.permute(0, 3, 1, 2).float()
+        pixels = self._eight_bits(images.permute(0, 3, 1, 2))
         size = self.resized(*pixels.shape[2:])
         if pixels.shape[2:] != size:
             pixels = functional.interpolate(pixels, size, mode=self.interpolation, antialias=True)
@@ -53,6 +55,21 @@ class InputTransform:
         mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
         return (pixels / 255 - mean) / std
+
+    def _eight_bits(self, pixels: Tensor) -> Tensor:  # -> float32, 0 to 255
+        """As the loader of training reads them: what has more than 8 bits is brought to 256 levels by the range.
+
+        Raises:
+            ValueError: signed or floating point values, and no bit_range.
+        """
+        if pixels.dtype == torch.uint8:
+            return pixels.float()
+        if self.bit_range is None and pixels.dtype != torch.uint16:
+            raise ValueError(
+                f"pictures of {pixels.dtype} need a bit_range; dataclasses.replace(transform, bit_range=...)"
+            )
+        low, high = self.bit_range or (0.0, 65_535.0)
+        return ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255)
 
     @classmethod
     def from_timm(cls, data_config: Mapping[str, Any]) -> InputTransform:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,8 +62,9 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
             summary.write_data(out, config.data, data.pictures)
         run(config, out, data, model, optimiser, device, initial)
         if distributed.rank() == 0:
-            transform, name = initial.transform(config.image_size), initial.initialized_from
-            save_exported(model.get_submodule("encoder"), config.arch, transform, exported, name)
+            transform = replace(initial.transform(config.image_size), bit_range=summary.bit_range_of(data.pictures))
+            encoder, name = model.get_submodule("encoder"), initial.initialized_from
+            save_exported(encoder, config.arch, transform, exported, name)
         distributed.barrier()
         return exported
 

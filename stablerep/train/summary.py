@@ -43,6 +43,12 @@ def read_bit_ranges(out: Path) -> list[BitRange | None] | None:
     return [BitRange(*row["bit_range"]) if row["bit_range"] else None for row in rows] if rows else None
 
 
+def bit_range_of(pictures: PictureSources | None) -> tuple[float, float] | None:
+    """What an encoder is to show of pictures with more than 8 bits: the range of the first --data that has some."""
+    ranges = [each.bit_range for each in pictures.encoded if each.bit_range] if pictures else []
+    return (ranges[0].low, ranges[0].high) if ranges else None
+
+
 def summarise(out: Path) -> list[str]:
     """A line for each --data of a run, and one for pictures that could not be decoded."""
     lines = []

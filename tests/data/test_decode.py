@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from hypothesis import given, settings
@@ -71,6 +72,12 @@ KINDS: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
 }
 
 
+def write_kinds(folder: Path) -> None:
+    pillow_heif.register_heif_opener()
+    for name, (picture, kind, options) in KINDS.items():
+        picture.save(folder / name, kind, **options)
+
+
 def decode_folder(folder: Path, bit_range: str = "auto", batch_size: int = 8) -> dict[str, NDArray[np.uint8] | None]:
     index = index_folder(folder)
     found = resolve_bit_range(bit_range, index)
@@ -86,11 +93,7 @@ def decode_folder(folder: Path, bit_range: str = "auto", batch_size: int = 8) ->
 
 
 def test_every_kind_as_pillow_shows_it(tmp_path: Path) -> None:
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    for name, (picture, kind, options) in KINDS.items():
-        picture.save(tmp_path / name, kind, **options)
+    write_kinds(tmp_path)
     shown = decode_folder(tmp_path)
     assert set(shown) == set(KINDS)
     for name, pixels in shown.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ def test_prompts_that_fail_do_not_enter_and_all_failing_stops_the_run() -> None:
     hopeless = OnlineSource(generator(3, bad=(10, 11, 12)), 2, views=2, seed=0, pool_prompts=3, uses=2)
     with pytest.raises(UserError, match="none of the 3 prompts painted last"):
         load(hopeless, 0, 1)
+
+
+def test_prompts_of_one_caption_have_one_label() -> None:
+    painting = replace(generator(6), labels={12: 10, 15: 11})
+    source = OnlineSource(painting, 6, 2, seed=0, pool_prompts=6, uses=4)
+    for batch in load(source, 0, 4):
+        assert sorted(batch.labels.tolist()) == sorted([10, 10, 10, 10, 11, 11, 11, 11, 13, 13, 14, 14])
 
 
 def test_settings_that_do_not_go_together() -> None:

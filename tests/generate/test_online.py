@@ -56,6 +56,11 @@ def test_pictures_are_those_of_the_shards(tmp_path: Path) -> None:
             assert np.abs(pixels[row, i].numpy() - theirs).max() <= 1  # another batch rounds otherwise
 
 
+def test_captions_that_say_the_same_share_a_label(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a bag\n\nA  bag.\na coat\n\na bag\n")
+    assert open_online(config(tmp_path / "p.txt"), CPU).labels == {2: 0, 5: 0}
+
+
 @dataclasses.dataclass(frozen=True)
 class Spoiled(TorchEngine):
     """Decodes the first picture of a batch to NaN and the second to a grey."""

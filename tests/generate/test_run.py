@@ -273,7 +273,7 @@ def test_what_may_be_lost(most: float | str, images: int, problem: str | None) -
 
 @pytest.mark.parametrize("most", ["half", "120%", -0.1, 2, float("nan"), "%"])
 def test_no_share(most: float | str) -> None:
-    with pytest.raises(UserError, match="--max-rejected must be a share between 0 and 1, or 0% and 100%, got "):
+    with pytest.raises(UserError, match="--max-rejected must be a share from 0 to 1"):
         GenerateConfig(prompts=Path("p.txt"), out="o", max_rejected=most)
 
 
