@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from stablerep.generate.worker import Backends, Block, LocalPool, RunSpec, Worke
 from stablerep.prompts import Prompt, caption_key, read_prompts
 from stablerep.runlog import progress
 from stablerep.storage import reach, write
+
+log = logging.getLogger("stablerep.generate")
 
 
 def generate(config: GenerateConfig, repaint: Collection[int] = ()) -> GenerateSummary | SweepSummary:
@@ -65,7 +68,9 @@ def _generate(
     config: GenerateConfig, prompts: Sequence[Prompt], pool: WorkerPool, repaint: Collection[int]
 ) -> GenerateSummary:
     per_shard, k = config.prompts_per_shard, config.num_images_per_prompt
-    prompts = resume_prompts(config.folder, prompts)
+    if (as_begun := resume_prompts(config.folder, prompts)) is not prompts:
+        log.info("--out %s was begun without the labels of --prompts, and goes on without", config.folder)
+        prompts = as_begun
     backends = pool.begin(RunSpec(resume_choices(config), config.is_guided(prompts)))
     config = dataclasses.replace(config, jpeg_encoder=backends.jpeg_encoder)
     begin_or_resume(config, prompts, backends.engine, pool.weights_hash)
