@@ -33,7 +33,7 @@ def resume_choices(config: GenerateConfig) -> GenerateConfig:
 
 def resume_prompts(out: Folder, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     """The prompts without their labels where a folder was begun by a version that did not read those, to go on so."""
-    if (dataset := shards.read_dataset(out)) is None:
+    if not any(prompt.label for prompt in prompts) or (dataset := shards.read_dataset(out)) is None:
         return prompts
     unlabelled = without_labels(prompts)
     return unlabelled if dataset["config"].get("prompts") == hash_prompts(unlabelled) else prompts

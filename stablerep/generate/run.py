@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ from stablerep.generate.worker import Backends, Block, LocalPool, RunSpec, Worke
 from stablerep.prompts import Prompt, caption_key, read_prompts
 from stablerep.runlog import progress
 from stablerep.storage import reach, write
+
+log = logging.getLogger("stablerep.generate")
 
 
 def generate(config: GenerateConfig, repaint: Collection[int] = ()) -> GenerateSummary | SweepSummary:
@@ -89,7 +92,9 @@ def _generate_claimed(
     claims: Claims | SoleClaims,
 ) -> GenerateSummary:
     per_shard, k = config.prompts_per_shard, config.num_images_per_prompt
-    prompts = resume_prompts(config.folder, prompts)
+    if (as_begun := resume_prompts(config.folder, prompts)) is not prompts:
+        log.info("--out %s was begun without the labels of --prompts, and goes on without", config.folder)
+        prompts = as_begun
     # One at a time, as long as there is no dataset.json: another process may choose another engine for a new folder.
     begun = shards.read_dataset(config.folder) is not None
     with contextlib.nullcontext() if begun else claims.alone("begin"):
@@ -154,5 +159,5 @@ def _summarise(
 
 
 def _count_repeated(prompts: Sequence[Prompt]) -> int:
-    keys = [caption_key(prompt.text) for prompt in prompts if prompt.text]
-    return len(keys) - len(set(keys))
+    # Their hashes: the keys of 12 million prompts would take gigabytes.
+    return sum(bool(prompt.text) for prompt in prompts) - len({hash(caption_key(p.text)) for p in prompts if p.text})

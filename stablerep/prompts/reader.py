@@ -10,8 +10,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stablerep.config import UserError
 from stablerep.prompts.encoding import EncodingError
@@ -50,7 +51,7 @@ def read_prompts(path: Path, encoding: str | None = None, csv_plain: bool = Fals
 
     Raises:
         UserError: no such file, an unknown ending or another encoding, no prompt in it, a row of a CSV with cells too
-            many or an open quote, or a setting out of range.
+            many or too few or an open quote, or a setting out of range.
     """
     try:
         prompts = [_prompt(number, row) for number, row in enumerate(read_rows(path, COLUMNS, encoding, csv_plain))]
@@ -70,7 +71,7 @@ def read_prompts(path: Path, encoding: str | None = None, csv_plain: bool = Fals
             raise UserError(f"--prompts {path} cannot be read: {problem}")
         raise UserError(f"--prompts {path} is empty; write one prompt a line")
     if any(prompt.label for prompt in prompts):
-        return [dataclasses.replace(prompt, label=prompt.label or "") for prompt in prompts]
+        return [prompt if prompt.label else dataclasses.replace(prompt, label="") for prompt in prompts]
     return prompts
 
 
@@ -90,22 +91,19 @@ def _prompt(number: int, row: Any) -> Prompt:
         return Prompt(number, "", problem=f"is no JSON: {row}")
     settings: dict[str, Any] = {}
     if isinstance(row, dict):
-        cells = _by_key(row)
-        column = next((column for column in COLUMNS if column in row), None)  # as spelled here before all others
-        column = column or next((column for column in COLUMNS if column in cells), None)
-        if column is None:
+        columns = _columns(tuple(row))
+        if columns.text is None:
             return Prompt(number, "", problem=f"no column {', '.join(COLUMNS)}")
-        label = next((cells[name] for name in LABELS if name in cells), None)
         try:
             settings = {
-                "guidance_scale": _guidance_scale(cells.get("guidance_scale")),
-                "negative_prompt": _negative_prompt(cells.get("negative_prompt")),
-                "seed": _seed(cells.get("seed")),
-                "label": None if _is_missing(label) else " ".join(str(label).split()),
+                "guidance_scale": _guidance_scale(row.get(columns.guidance_scale)),
+                "negative_prompt": _negative_prompt(row.get(columns.negative_prompt)),
+                "seed": _seed(row.get(columns.seed)),
+                "label": _label(row.get(columns.label)),
             }
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from None
-        row = "" if _is_missing(cells[column]) else cells[column]
+        row = "" if _is_missing(row[columns.text]) else row[columns.text]
     if isinstance(row, int | float):
         row = str(row)
     if not isinstance(row, str):
@@ -117,12 +115,33 @@ def _prompt(number: int, row: Any) -> Prompt:
     return Prompt(number, " ".join(row.split()), **settings)
 
 
-def _by_key(row: dict[Any, Any]) -> dict[str, Any]:
-    """Cells by the key of their column; a column that is spelled as its key goes before its likes."""
-    cells: dict[str, Any] = {}
-    for name, cell in row.items():
-        cells.setdefault(column_key(name), cell)
-    return cells | {name: cell for name, cell in row.items() if name in cells}
+class _Columns(NamedTuple):
+    """How a table spells the columns that are read; None where it has none."""
+
+    text: str | None
+    label: str | None
+    guidance_scale: str | None
+    negative_prompt: str | None
+    seed: str | None
+
+
+@lru_cache(maxsize=1024)  # asked of each row
+def _columns(names: tuple[str, ...]) -> _Columns:
+    """A column that is spelled as here goes before its likes."""
+    by_key: dict[str, str] = {}
+    for name in names:
+        by_key.setdefault(column_key(name), name)
+    by_key |= {name: name for name in names if name in by_key}
+    text = next((name for name in COLUMNS if name in names), None)
+    return _Columns(
+        text or next((by_key[name] for name in COLUMNS if name in by_key), None),
+        next((by_key[name] for name in LABELS if name in by_key), None),
+        *(by_key.get(name) for name in _Columns._fields[2:]),
+    )
+
+
+def _label(value: Any) -> str | None:
+    return None if _is_missing(value) else " ".join(str(value).split())
 
 
 def _negative_prompt(value: Any) -> str | None:

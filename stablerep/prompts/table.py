@@ -96,8 +96,10 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> list[Any]:
 
 
 def _csv_rows(text: str, columns: tuple[str, ...], delimiters: str) -> Iterator[dict[str, Any]]:
-    """As csv.DictReader, which skips empty lines, but that it names a row with cells too many and an open quote."""
-    header_line = next(filter(str.strip, text.splitlines()), "")
+    """As csv.DictReader, which skips empty lines, but that it refuses a row with cells too many or too few, where a
+    piece of the prompt could pass for another cell, and an open quote, which would swallow the rows after it.
+    """
+    header_line = next(filter(str.strip, io.StringIO(text)), "")
     delimiter = _delimiter(header_line, columns, delimiters)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -120,11 +122,11 @@ def _csv_rows(text: str, columns: tuple[str, ...], delimiters: str) -> Iterator[
             header = cells
             _check_header(header, columns)
             continue
-        if any(cell.strip() for cell in cells[len(header) :]):
+        if len(cells) not in (1, len(header)):  # one alone can stand for nothing but the first column
             whole = ", or say --csv-plain, which takes each line whole" if len(header) == 1 else ""
             raise ValueError(
                 f"row {number} (line {first_line}) has {len(cells)} cells and the header {len(header)}; put a text "
-                f'with a {_spoken(delimiter)} into "quotes"{whole}'
+                f'with a {_spoken(delimiter)} into "quotes", and leave no cell out{whole}'
             )
         yield dict(zip(header, cells + [None] * (len(header) - len(cells)), strict=False))
         number += 1

@@ -18,6 +18,8 @@ def caption_key(text: str) -> str:
 
 def is_outside_latin(text: str) -> bool:
     """Whether more than half of a text's letters are of another script than Latin. A text without letters is not."""
+    if text.isascii():
+        return False
     letters = [letter for letter in unicodedata.normalize("NFKC", text) if letter.isalpha()]
     outside = sum(not (letter.isascii() or unicodedata.name(letter, "").startswith("LATIN")) for letter in letters)
     return 2 * outside > len(letters)

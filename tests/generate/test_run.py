@@ -324,7 +324,7 @@ def test_verify_and_repair_go_through_all_runs(
 
 def test_labels_and_repeated_captions(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("Prompt;Label\na white bag;bag\nA white bag.;\n;\n;\na dress;dress\n")
-    summary = stablerep.generate(prompts=tmp_path / "p.csv", out=tmp_path / "out", **TWO_EACH)
+    summary = stablerep.generate(prompts=tmp_path / "p.csv", out=tmp_path / "out", engine="torch", **TWO_EACH)
     assert (summary.prompts_repeated, summary.prompts_empty) == (1, 2)
     assert "1 prompts repeat the caption of an earlier row" in str(summary)
     assert json.loads((tmp_path / "out/summary.json").read_text())["prompts_repeated"] == 1
@@ -338,7 +338,7 @@ def test_labels_and_repeated_captions(tmp_path: Path) -> None:
 def test_prompts_in_a_script_that_the_text_encoder_does_not_know(tmp_path: Path, caplog) -> None:
     (tmp_path / "p.txt").write_text("暗い色の靴\na white bag\n白いバッグ\n\n", encoding="utf-8")
     with caplog.at_level("WARNING", "stablerep.generate"):
-        stablerep.generate(prompts=tmp_path / "p.txt", out=tmp_path / "out", **TWO_EACH)
+        stablerep.generate(prompts=tmp_path / "p.txt", out=tmp_path / "out", engine="torch", **TWO_EACH)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "2 of 3 prompts (67 %) are not in Latin script" in line and "translate" in line
 

@@ -218,6 +218,8 @@ def test_labels_identify_a_file_where_it_has_some() -> None:
             'prompt\n"a ""nice"" dog"\n"a "bad" dog"\n',
             r"row 1 \(line 3\) has a quote that nothing closes, or that text",
         ),
+        ("prompt,negative_prompt\na shoe, red,\n", r"row 0 \(line 2\) has 3 cells and the header 2"),
+        ("prompt,negative_prompt,seed\na shoe, red\n", r"row 0 \(line 2\) has 2 cells and the header 3"),
     ],
 )
 def test_a_csv_that_would_lose_text_is_refused_by_row(tmp_path: Path, content: str, message: str) -> None:
@@ -227,8 +229,8 @@ def test_a_csv_that_would_lose_text_is_refused_by_row(tmp_path: Path, content: s
     assert "\n" not in str(error.value)
 
 
-def test_cells_beyond_the_header_that_are_empty_lose_nothing(tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_text('prompt,n\n"two\nlines",1,,\nshort\n')
+def test_cells_may_have_lines_and_rows_the_prompt_alone(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text('prompt,n\n"two\nlines",1\nshort\n')
     assert [prompt.text for prompt in read_prompts(tmp_path / "p.csv")] == ["two lines", "short"]
 
 
