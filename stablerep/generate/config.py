@@ -56,7 +56,7 @@ class GenerateConfig:
 
     out: str | Path
     """Folder for the shards, or a URL: s3://bucket/run, gs://, az:// or what else fsspec opens. The same command again
-    goes on where it stopped."""
+    goes on where it stopped; several at once, on all machines that see the folder, share its shards."""
 
     staging: Path | None = None
     """Folder where finished shards wait for their upload to a URL; ~/.cache/stablerep/staging if not given."""
