@@ -40,6 +40,8 @@ MENDS = {
     errno.EACCES: "choose an --out you can write to",
     errno.EPERM: "choose an --out you can write to",
     errno.EROFS: "choose an --out you can write to",
+    errno.ENOTDIR: "a file is in the way; choose another folder",
+    errno.EEXIST: "a file is in the way; choose another folder",
     errno.ENAMETOOLONG: "choose a shorter --out",
 }
 HELP, HELP_ALL, COMPLETION = ("-h", "--help"), "--help-all", "--tyro-"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from stablerep import atomic, cli
 from stablerep.config import UserError
@@ -96,6 +97,22 @@ def test_what_says_that_memory_ran_out(error: Exception, said: str, capsys: pyte
     assert said in refused(lambda argv: cli._command("stablerep-gen", fail_within, argv), [], capsys)
     with pytest.raises(RuntimeError, match="a bug"):
         cli._command("stablerep-gen", lambda argv: (_ for _ in ()).throw(RuntimeError("a bug")), [])
+
+
+@pytest.mark.parametrize("out", ["file", "file/run", "link"])
+def test_no_command_writes_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "p.txt").write_text("a bag\n")
+    for number in range(6):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+    where = ["--out", str(tmp_path / out)]
+    for command, argv in (
+        (cli.gen, ["--prompts", str(tmp_path / "p.txt")]),
+        (cli.train, ["--data", str(tmp_path), "--arch", "vit_tiny_patch16_224", "--batch-size", "6"]),
+    ):
+        said = refused(command, [*argv, *where], capsys)
+        assert str(tmp_path / out) in said and "choose a" in said
 
 
 def test_train_and_eval_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from stablerep.storage import Folder
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 180.0  # file systems over a network show a new mtime up to 60 s late
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 SILENT_SECONDS = 3.0
 
 log = logging.getLogger("stablerep.generate")

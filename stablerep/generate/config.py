@@ -60,7 +60,7 @@ class GenerateConfig:
 
     out: FirstLook[str | Path]
     """Folder for the shards, or a URL: s3://bucket/run, gs://, az:// or what else fsspec opens. The same command again
-    goes on where it stopped."""
+    goes on where it stopped; several at once, on all machines that see the folder, share its shards."""
 
     encoding: str | None = None
     """Of --prompts, for instance cp932 or cp1252, as Excel saves CSV. If not given what its byte order mark says, else

@@ -76,7 +76,8 @@ class ShardQueue:
         if not self._spoken and self._theirs:
             self._spoken = True
             holders = sorted({self._claims.holder(_name(shard)) for shard in self._theirs})
-            log.info("waiting for %d shards that are painted by %s", len(self._theirs), ", ".join(holders))
+            count = f"{len(self._theirs)} shards" if len(self._theirs) > 1 else f"shard {_name(min(self._theirs))}"
+            log.info("waiting for %s, painted by %s", count, ", ".join(holders))
         time.sleep(POLL_SECONDS)
 
     def _count_theirs(self) -> None:
