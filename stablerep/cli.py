@@ -202,16 +202,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """stablerep VERB is stablerep-VERB."""
 
     def run(argv: Sequence[str]) -> None:
-        verb, *rest = argv or ["--help"]
+        verb = argv[0] if argv else "--help"
         if verb in HELP:
             print(_usage("stablerep", COMMANDS))
             return
         if verb.startswith(COMPLETION):
             return print_completion("stablerep", _configs(), argv)
         check_choice("stablerep", verb, COMMANDS)
-        COMMANDS[verb](rest)
 
-    _command("stablerep", run, argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+    else:
+        _command("stablerep", run, argv)
 
 
 def _configs() -> dict[str, Any]:

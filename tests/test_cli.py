@@ -64,7 +64,9 @@ def test_an_out_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.Captur
         assert says in refused(cli.train, [*train, str(out)], capsys)
         assert says in refused(cli.evaluate, [*evaluate, str(out)], capsys)
     prompts = ["--classes", str(tmp_path / "classes.txt"), "--num-prompts", "2", "--out"]
-    assert "file is a file; choose a folder" in refused(cli.prompts, [*prompts, str(tmp_path / "file" / "p.txt")], capsys)
+    assert "file is a file; choose a folder" in refused(
+        cli.prompts, [*prompts, str(tmp_path / "file" / "p.txt")], capsys
+    )
     argv = [*prompts, str(tmp_path / "folder.txt")]
     assert "is a folder; give the name of a file" in refused(cli.prompts, argv, capsys)
 

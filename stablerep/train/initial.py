@@ -66,13 +66,13 @@ def load_initial(config: TrainConfig, model: nn.Module) -> Initial:
     """
     if not (config.init or config.pretrained):
         return Initial()
-    flag = f"--init {config.init}" if config.init else f"--pretrained --arch {config.arch}"
+    flag = "--init" if config.init else "--pretrained:"
     source = config.init or config.arch
     try:
         encoder, transform = load_encoder(source, arch=config.arch)
         load_weights(model.get_submodule("encoder"), encoder.state_dict(), source)
     except UserError as error:
-        raise UserError(f"{flag}: {error}") from error
+        raise UserError(f"{flag} {error}") from error
     if config.init:
         _load_head(Path(config.init), model.get_submodule("head"))
     is_path = Path(source).expanduser().exists()
