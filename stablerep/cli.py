@@ -161,7 +161,7 @@ def engine(argv: Sequence[str] | None = None) -> None:
         from stablerep.engines.config import COMMANDS
 
         verb, *rest = argv or ["--help"]
-        if verb in HELP:
+        if verb in (*HELP, HELP_ALL):
             print(_usage("stablerep-engine", COMMANDS))
             return
         if verb.startswith(COMPLETION):
@@ -181,7 +181,7 @@ def doctor(argv: Sequence[str] | None = None) -> None:
     """Say what is installed, what is missing, and how to mend it."""
 
     def run(argv: Sequence[str]) -> None:
-        if set(argv) & set(HELP):
+        if {*argv} & {*HELP, HELP_ALL}:
             print(f"usage: stablerep-doctor\n\n{doctor.__doc__}")
             return
         if argv:
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run(argv: Sequence[str]) -> None:
         verb = argv[0] if argv else "--help"
-        if verb in HELP:
+        if verb in (*HELP, HELP_ALL):
             print(_usage("stablerep", COMMANDS))
             return
         if verb.startswith(COMPLETION):

@@ -234,7 +234,7 @@ def _read(path: Path) -> Weights:
     except pickle.UnpicklingError as error:
         if blocked := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path} holds other objects beside weights ({blocked[1]}), which could run code when opened; where you "
+                f"{path} holds other objects beside weights ({blocked[1]}), which could run code when opened; if you "
                 "trust it, save its weights alone: torch.save({'state_dict': ...})"
             ) from error
         raise UserError(f"{path} is no file of weights (torch.save or safetensors)") from error

@@ -70,6 +70,13 @@ def test_mistakes_name_the_flag(out: Path, fields: dict[str, Any], match: str) -
         config(out, pretrained=True, init="x")
 
 
+def test_a_run_begun_when_a_tag_meant_nothing_goes_on(out: Path) -> None:
+    asked = config(out, arch="test_resnet.r160_in1k")
+    out.mkdir()
+    configs.save(asked, out / "config.yaml")
+    assert json.loads((loop.train(asked) / "config.json").read_text())["initialized_from"] is None
+
+
 def test_a_run_goes_on_from_another_and_takes_its_head_where_it_fits(out: Path, caplog) -> None:
     caplog.set_level(logging.INFO, "stablerep")
     exported = loop.train(config(out))
