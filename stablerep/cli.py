@@ -190,7 +190,7 @@ def engine(argv: Sequence[str] | None = None) -> None:
         from stablerep.engines.config import COMMANDS
 
         verb, *rest = argv or ["--help"]
-        if verb in HELP:
+        if verb in (*HELP, HELP_ALL):
             print(_usage("stablerep-engine", COMMANDS))
             return
         if verb.startswith(COMPLETION):
@@ -211,7 +211,7 @@ def doctor(argv: Sequence[str] | None = None) -> None:
     """Say what is installed, what is missing, and how to mend it."""
 
     def run(argv: Sequence[str]) -> None:
-        if set(argv) & set(HELP):
+        if {*argv} & {*HELP, HELP_ALL}:
             print(f"usage: stablerep-doctor\n\n{doctor.__doc__}")
             return
         if argv:
@@ -232,16 +232,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """stablerep VERB is stablerep-VERB."""
 
     def run(argv: Sequence[str]) -> None:
-        verb, *rest = argv or ["--help"]
-        if verb in HELP:
+        verb = argv[0] if argv else "--help"
+        if verb in (*HELP, HELP_ALL):
             print(_usage("stablerep", COMMANDS))
             return
         if verb.startswith(COMPLETION):
             return print_completion("stablerep", _configs(), argv)
         check_choice("stablerep", verb, COMMANDS)
-        COMMANDS[verb](rest)
 
-    _command("stablerep", run, argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+    else:
+        _command("stablerep", run, argv)
 
 
 def _configs() -> dict[str, Any]:

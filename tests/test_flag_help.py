@@ -53,7 +53,7 @@ def test_one_command_or_several_say_the_same(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     for name, command in cli.COMMANDS.items():
-        for flag in ("--help", "-h", "--help-all")[: 2 if name in ("engine", "doctor") else 3]:
+        for flag in ("--help", "-h", "--help-all"):
             assert (text := shown(capsys, command, flag)) == shown(capsys, cli.main, name, flag)
             assert text.startswith(f"usage: stablerep-{name}")
     listed = shown(capsys, cli.main)

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import pickle
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -197,7 +198,7 @@ def _open_file(path: Path, arch: str | None) -> tuple[nn.Module, InputTransform]
     known = beside or weights.arch or arch
     if known is None:
         raise UserError(f"{path} does not say of which model its weights are; add --arch, the name of timm's model")
-    check_arch(known)
+    check_arch(known, flag=f"{path}: --arch")
     name = f"local-dir:{path.parent}" if beside else known
     encoder = timm.create_model(name, pretrained=False, num_classes=0)
     prefix = load_weights(encoder, weights.tensors, path)
@@ -233,11 +234,9 @@ def _read(path: Path) -> Weights:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their flags in one
             held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        blocked = torch.serialization.get_unsafe_globals_in_checkpoint(path) if _is_zip(path) else []
-        if blocked:
-            names = ", ".join(blocked[:3])
+        if blocked := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path} holds other objects beside weights ({names}), which could run code when opened; where you "
+                f"{path} holds other objects beside weights ({blocked[1]}), which could run code when opened; if you "
                 "trust it, save its weights alone: torch.save({'state_dict': ...})"
             ) from error
         raise UserError(f"{path} is no file of weights (torch.save or safetensors)") from error
@@ -301,8 +300,3 @@ def _with_source(source: object, make: Any) -> InputTransform:
         return make()
     except UserError as error:
         raise UserError(f"{source} cannot be used: {error}") from error
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"

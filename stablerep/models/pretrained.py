@@ -13,15 +13,15 @@ HUB = ("hf-hub:", "hf_hub:")
 SECONDS = 3.0  # to find that the hub cannot be reached; its client tries for 23 s, once a file
 
 
-def check_arch(arch: str) -> None:
+def check_arch(arch: str, flag: str = "--arch") -> None:
     """Raise a UserError that suggests the nearest unless timm has this model, and weights of its tag if it has one."""
     import timm
 
     name, _, tag = arch.partition(".")
-    check_choice("--arch", name, timm.list_models())
+    check_choice(flag, name, timm.list_models())
     if tag:
         tagged = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", pretrained=True)]
-        check_choice(f"--arch {arch}: tag", tag, tagged)
+        check_choice(f"{flag} {arch}: tag".strip(), tag, tagged)
 
 
 def full_name(arch: str) -> str:
@@ -41,7 +41,7 @@ def create_pretrained(name: str) -> nn.Module:
     import timm
 
     if not name.startswith(HUB):
-        check_arch(name)
+        check_arch(name, flag="")
         if not timm.models.get_pretrained_cfg(name).has_weights:
             raise UserError(f"{name}: timm has no weights of it; `untrained:{name}` measures random ones")
         name = full_name(name)

@@ -66,17 +66,17 @@ def load_initial(config: TrainConfig, model: nn.Module) -> Initial:
     """
     if not (config.init or config.pretrained):
         return Initial()
-    flag = f"--init {config.init}" if config.init else f"--pretrained --arch {config.arch}"
-    source = config.init or config.arch
+    flag = "--init" if config.init else "--pretrained:"
+    source = str(config.init or config.arch)
     try:
         encoder, transform = load_encoder(source, arch=config.arch)
         load_weights(model.get_submodule("encoder"), encoder.state_dict(), source)
     except UserError as error:
-        raise UserError(f"{flag}: {error}") from error
+        raise UserError(f"{flag} {error}") from error
     if config.init:
         _load_head(Path(config.init), model.get_submodule("head"))
     is_path = Path(source).expanduser().exists()
-    name = str(source) if is_path or ":" in source else full_name(source)
+    name = source if is_path or ":" in source else full_name(source)
     log.info("the encoder begins with the weights of %s", name)
     return Initial(name, transform.mean, transform.std)
 

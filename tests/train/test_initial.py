@@ -49,7 +49,7 @@ def test_pretrained_weights_are_in_the_export_s_record(out: Path, no_network: Pa
 
 
 def test_without_a_network_no_folder_is_left_behind(out: Path, no_network: Path) -> None:
-    with pytest.raises(UserError, match=r"--pretrained --arch test_resnet: test_resnet.r160_in1k: its weights are not"):
+    with pytest.raises(UserError, match=r"--pretrained: test_resnet.r160_in1k: its weights are not"):
         loop.train(config(out, pretrained=True))
     assert not out.exists()
 
@@ -59,7 +59,7 @@ def test_without_a_network_no_folder_is_left_behind(out: Path, no_network: Path)
     [
         ({"arch": "test_resnet.r160_in1k"}, "add --pretrained to begin with them, or give --arch test_resnet to"),
         ({"arch": "test_resnet.r160_in1k", "init": "x"}, "and --init x others; give --arch test_resnet"),
-        ({"init": "test_resnett"}, "--init test_resnett: test_resnett is no file, no folder and no model of timm"),
+        ({"init": "test_resnett"}, "--init test_resnett is no file, no folder and no model of timm"),
     ],
 )
 def test_mistakes_name_the_flag(out: Path, fields: dict[str, Any], match: str) -> None:
@@ -68,6 +68,13 @@ def test_mistakes_name_the_flag(out: Path, fields: dict[str, Any], match: str) -
     assert not out.exists()
     with pytest.raises(UserError, match="--pretrained and --init x both say"):
         config(out, pretrained=True, init="x")
+
+
+def test_a_run_begun_when_a_tag_meant_nothing_goes_on(out: Path) -> None:
+    asked = config(out, arch="test_resnet.r160_in1k")
+    out.mkdir()
+    configs.save(asked, out / "config.yaml")
+    assert json.loads((loop.train(asked) / "config.json").read_text())["initialized_from"] is None
 
 
 def test_a_run_goes_on_from_another_and_takes_its_head_where_it_fits(out: Path, caplog) -> None:
