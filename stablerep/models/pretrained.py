@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from torch import nn
 
 from stablerep.config import UserError, check_choice
+from stablerep.hub import why_offline
 
 HUB = ("hf-hub:", "hf_hub:")
-SECONDS = 3.0  # to find that the hub cannot be reached; its client tries for 23 s, once a file
 
 
 def check_arch(arch: str, flag: str = "--arch") -> None:
@@ -50,7 +50,7 @@ def create_pretrained(name: str) -> nn.Module:
             return timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # the hub client's errors are OSErrors
         if why_not:
-            raise UserError(_mend(name, why_not[0])) from error
+            raise UserError(_mend(name, why_not)) from error
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name}: its weights cannot be had: {reason}") from error
 
@@ -62,31 +62,23 @@ def _mend(name: str, why_not: str) -> str:
     hub_name = name.partition(":")[2] if name.startswith(HUB) else timm.models.get_pretrained_cfg(name).hf_hub_id
     fetch = f"`hf download {hub_name}` where there is a network, and copy" if hub_name else "copy"
     return (
-        f"{name}: its weights are not in {constants.HF_HUB_CACHE}, and {why_not}; {fetch} that folder here, "
+        f"{name}: its weights are not in {constants.HF_HUB_CACHE}, and the hub cannot be reached ({why_not}); "
+        f"{fetch} that folder here, "
         "or give the file: MODEL.safetensors with --arch"
     )
 
 
 @contextlib.contextmanager
-def _offline_unless_reachable() -> Iterator[list[str]]:
+def _offline_unless_reachable() -> Iterator[str | None]:
     """The hub's client without its network where that is not there: what is in the cache is then taken at once.
 
-    Yields a list that says why there is no network; empty where there is.
+    Yields why there is no network; None where there is.
     """
-    import huggingface_hub
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        yield ["HF_HUB_OFFLINE is set"]
-        return
+    why_not, before = why_offline(), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or why_not is not None
     try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except Exception as error:  # of whichever HTTP client the hub's release has; each means no answer
-        why_not = f"{constants.ENDPOINT} cannot be reached ({' '.join(str(error).split())[:80]})"
-        constants.HF_HUB_OFFLINE = True
-        try:
-            yield [why_not]
-        finally:
-            constants.HF_HUB_OFFLINE = False
-    else:
-        yield []
+        yield why_not
+    finally:
+        constants.HF_HUB_OFFLINE = before
