@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stablerep import distributed, ops
+from stablerep import distributed
 from stablerep.config import UserError, parse_share
 from stablerep.data.index import split_weight
 from stablerep.data.loader import LoaderConfig, PictureSources, open_pictures
@@ -20,12 +19,13 @@ from stablerep.data.mixing import TrainingData
 from stablerep.data.online import OnlineGenerator, OnlineSource
 from stablerep.data.sampling import Sampler, open_source, share_out
 from stablerep.data.shard_cache import ShardCache
-from stablerep.models import ProjectionHead, create_encoder, save_exported
+from stablerep.models import create_encoder, save_exported
 from stablerep.runlog import RunLog, progress
 from stablerep.train import checkpoint, summary
 from stablerep.train.config import OBJECTIVES, TrainConfig
 from stablerep.train.initial import Initial, load_initial, refuse_tag
 from stablerep.train.metrics import Metrics, progress_note, refuse_divergence
+from stablerep.train.objectives import create_objective
 from stablerep.train.optimiser import create_optimiser, learning_rate, update
 
 OpenOnline = Callable[[torch.device], OnlineGenerator]
@@ -105,12 +105,11 @@ def pictures_of(config: TrainConfig, files: Sampler) -> PictureSources:
 
 
 def build(config: TrainConfig, device: torch.device) -> tuple[nn.Module, torch.optim.AdamW]:
-    """Encoder and head with the random weights that the seed gives, and their optimiser."""
+    """Objective and encoder with the random weights that the seed gives, and their optimiser."""
     torch.manual_seed(config.seed)
     encoder = create_encoder(config.arch, config.image_size)
-    width: int = encoder.num_features  # type: ignore[assignment]
-    head = ProjectionHead(width, config.head_hidden, config.head_out)
-    model = nn.Sequential(OrderedDict(encoder=encoder, head=head))
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    model = create_objective(encoder, config, bf16=bf16)
     model = model.to(device).to(memory_format=torch.channels_last)
     return model, create_optimiser(model, config)
 
@@ -129,7 +128,6 @@ def run(
     warmup_steps = round(config.warmup * steps)
     first = checkpoint.restore(out, data, model, optimiser, device)
     forward = over_ranks(model, device)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     size, is_first_rank = config.batch_size, distributed.rank() == 0
     with (
         # First, before the bar and the clock: filling a pool has its own.
@@ -140,9 +138,7 @@ def run(
         metrics = Metrics(device, size)
         for step, batch in enumerate(metrics.timed(batches), first):
             torch.manual_seed(_step_seed(config.seed, step))  # dropout and the like: resumed runs draw the same
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                features = forward(batch.images)
-            loss = ops.multi_positive_loss(features, batch.labels, config.temperature, distributed.world())
+            loss = forward(batch)
             loss.backward()
             lr = learning_rate(step, peak=config.peak_lr, steps=steps, warmup_steps=warmup_steps)
             metrics.add(loss, update(optimiser, lr))  # a non-finite update is skipped on the device

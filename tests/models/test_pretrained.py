@@ -28,9 +28,7 @@ def test_weights_of_the_cache_need_no_network(no_network: Path, name: str) -> No
 @pytest.mark.parametrize("name", ["test_resnet", "hf-hub:somebody/something"])
 def test_no_weights_and_no_network_is_one_line_within_seconds(no_network: Path, name: str) -> None:
     start = time.perf_counter()
-    with pytest.raises(
-        UserError, match=r": its weights are not in .*hub, and the hub cannot be reached .*hf download"
-    ):
+    with pytest.raises(UserError, match=r": its weights are not in .*hub, and the hub cannot be reached .*hf download"):
         load_encoder(name)
     assert time.perf_counter() - start < 5
     assert not constants.HF_HUB_OFFLINE
