@@ -33,7 +33,8 @@ MENDS = {
 }
 HELP, HELP_ALL, COMPLETION = ("-h", "--help"), "--help-all", "--tyro-"
 SHELLS = ("bash", "zsh", "tcsh", "fish")
-MORE = """stablerep train is stablerep-train, and so on; --help of each says more. stablerep --version says which this is.
+MORE = """stablerep train is stablerep-train, and so on; --help of each says more.
+--version says which version this is.
 
 Completion (bash; zsh and fish alike): stablerep --tyro-print-completion bash \\
     > ~/.local/share/bash-completion/completions/stablerep"""
