@@ -46,12 +46,13 @@ MENDS = {
 }
 HELP, HELP_ALL, COMPLETION = ("-h", "--help"), "--help-all", "--tyro-"
 SHELLS = ("bash", "zsh", "tcsh", "fish")
-SPOKEN = (
-    "generate",
-    "models",
-    "data",
-    "train",
-)  # whose choices are the user's to know; engines and storage speak as generate
+MORE = """stablerep train is stablerep-train, and so on; --help of each says more.
+--version says which version this is.
+
+Completion (bash; zsh and fish alike): stablerep --tyro-print-completion bash \\
+    > ~/.local/share/bash-completion/completions/stablerep"""
+# Whose choices are the user's to know; engines and storage speak as generate.
+SPOKEN = ("generate", "models", "data", "train")
 
 
 def gen(argv: Sequence[str] | None = None) -> None:
@@ -191,7 +192,7 @@ def engine(argv: Sequence[str] | None = None) -> None:
 
         verb, *rest = argv or ["--help"]
         if verb in (*HELP, HELP_ALL):
-            print(_usage("stablerep-engine", COMMANDS))
+            _show(_usage("stablerep-engine", COMMANDS))
             return
         if verb.startswith(COMPLETION):
             return print_completion("stablerep-engine", COMMANDS, argv)
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def run(argv: Sequence[str]) -> None:
         verb = argv[0] if argv else "--help"
         if verb in (*HELP, HELP_ALL):
-            print(_usage("stablerep", COMMANDS))
+            _show(f"{_usage('stablerep', COMMANDS)}\n\n{MORE}")
             return
         if verb.startswith(COMPLETION):
             return print_completion("stablerep", _configs(), argv)
@@ -245,6 +246,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         COMMANDS[argv[0]](argv[1:])
     else:
         _command("stablerep", run, argv)
+
+
+def _show(text: str) -> None:
+    """Print a page, of which `| head` may read the beginning alone."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
 
 
 def _configs() -> dict[str, Any]:
@@ -270,7 +279,7 @@ def _parse(cls: type[Config], argv: Sequence[str], prog: str) -> Config:
     if asked := set(argv) & {*HELP, HELP_ALL}:
         from stablerep.flag_help import help_text
 
-        print(help_text(cls, prog, everything=HELP_ALL in asked))
+        _show(help_text(cls, prog, everything=HELP_ALL in asked))
         sys.exit(0)
     return parse(cls, argv, prog)
 

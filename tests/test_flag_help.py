@@ -73,6 +73,17 @@ def test_help_waits_for_no_import() -> None:
     assert run.stderr.split() == []
 
 
+def test_help_into_a_pipe_that_closes_ends_in_silence() -> None:
+    program = "import time; time.sleep(0.5); from stablerep import cli; cli.main(['gen', '--help-all'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout and run.stderr
+        run.stdout.close()
+        assert run.stderr.read() == ""
+    assert run.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("command", "words", "found"),
     [

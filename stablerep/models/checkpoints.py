@@ -99,7 +99,9 @@ def load_weights(encoder: nn.Module, tensors: Mapping[str, Tensor], source: obje
     if _misfit(inside, expected):
         inside = _renamed(inside, encoder)
     if misfit := _misfit(inside, expected):
-        raise UserError(f"{source} does not hold the weights of a {architecture_of(encoder)}: {misfit}")
+        raise UserError(
+            f"{source} does not hold the weights of a {architecture_of(encoder)}: {misfit}; is it of another --arch?"
+        )
     before = tensors.get(f"{prefix}pos_embed")
     if before is not None and before.shape != expected["pos_embed"].shape:
         log.warning("%s: its position embeddings are resized to those of %s", source, architecture_of(encoder))
