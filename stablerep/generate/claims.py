@@ -37,6 +37,7 @@ class Claims:
 
     def __init__(self, out: Path) -> None:
         self._out, self._folder = out, out / shards.CLAIMS
+        self._found_out = out.exists()
         self._us = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
         self._us["machine"] = _machine()
         self._held: dict[str, Path] = {}
@@ -58,7 +59,7 @@ class Claims:
             except FileExistsError:
                 return False
             except FileNotFoundError:  # whoever was here last took the folder away
-                self._folder.mkdir(exist_ok=True)
+                shards.make_folder(self._folder)
                 continue
             break
         if latest is not None:
@@ -111,6 +112,8 @@ class Claims:
                 if self._is_dead(path):
                     path.unlink(missing_ok=True)
             self._folder.rmdir()
+            if not self._found_out:
+                self._out.rmdir()  # it is empty only where the run was refused
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):

@@ -45,8 +45,8 @@ def generate(config: GenerateConfig, repaint: Collection[int] = ()) -> GenerateS
 
     Several guidance scales make a run of each, in a folder of its own below out; then the result is a SweepSummary.
     Any number of processes and machines may do this in the same folder at once: each shard is painted by one of them,
-    and each returns when all shards are done. Where nothing was kept, or less than max_rejected allows, the shards
-    stay, and the summary's `problem` says so: the command ends with exit code 3 then.
+    and each returns when all shards are done. Where nothing was kept, or more was lost than max_rejected allows, the
+    shards stay, and the summary's `problem` says so: the command ends with exit code 3 then.
 
     Raises:
         UserError: bad prompts or model, or a folder that holds another run.

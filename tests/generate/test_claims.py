@@ -35,7 +35,7 @@ def test_only_one_has_a_shard_and_gives_it_back(tmp_path: Path) -> None:
         assert f"process {os.getpid()} on " in theirs.holder("000003")
         ours.release("000003")
         assert theirs.take("000003")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()  # both were empty-handed
 
 
 def test_the_claim_of_a_dead_process_goes_to_exactly_one(tmp_path: Path) -> None:
@@ -90,6 +90,14 @@ def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         before = path.stat().st_mtime_ns
         time.sleep(0.3)
         assert path.stat().st_mtime_ns > before
+
+
+def test_a_refused_run_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(UserError), Claims(tmp_path / name) as ours, ours.alone("begin"):
+            raise UserError("no such engine")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
 def test_no_claims_below_a_file(tmp_path: Path) -> None:
