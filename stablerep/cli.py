@@ -5,54 +5,24 @@ The flags are read before the work is imported: diffusers and its like take seco
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import gc
 import inspect
-import logging
 import os
-import re
-import resource
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stablerep import __version__
 from stablerep.config import Config, UserError, check_choice, parse, print_completion
+from stablerep.process import COMPLETION, importing, run_command
 from stablerep.storage import Folder, place
 
-BACK = "run the same command when its file system is back; nothing finished is lost"
-OUT_OF_MEMORY_TEXTS = re.compile(
-    r"(can't|cannot|failed to) allocate|not enough memory|out of memory|bad_alloc|failed to map segment"
-    r"|can't start new thread",
-    re.IGNORECASE,
-)
-MENDS = {
-    errno.EIO: BACK,
-    errno.ESTALE: BACK,
-    errno.ENOTCONN: BACK,
-    errno.ETIMEDOUT: BACK,
-    errno.ENOSPC: "free some space and run the same command to go on; nothing finished is lost",
-    errno.EDQUOT: "free some space and run the same command to go on; nothing finished is lost",
-    errno.EACCES: "choose an --out you can write to",
-    errno.EPERM: "choose an --out you can write to",
-    errno.EROFS: "choose an --out you can write to",
-    errno.ENOTDIR: "a file is in the way; choose another folder",
-    errno.EEXIST: "a file is in the way; choose another folder",
-    errno.ENAMETOOLONG: "choose a shorter --out",
-}
-HELP, HELP_ALL, COMPLETION = ("-h", "--help"), "--help-all", "--tyro-"
-SHELLS = ("bash", "zsh", "tcsh", "fish")
+HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 MORE = """stablerep train is stablerep-train, and so on; --help of each says more.
 --version says which version this is.
 
 Completion (bash; zsh and fish alike): stablerep --tyro-print-completion bash \\
     > ~/.local/share/bash-completion/completions/stablerep"""
-# Whose choices are the user's to know; engines and storage speak as generate.
-SPOKEN = ("generate", "models", "data", "train")
 
 
 def gen(argv: Sequence[str] | None = None) -> None:
@@ -69,12 +39,12 @@ def gen(argv: Sequence[str] | None = None) -> None:
             return _repair(folder, others)
         config = _with_cache_folders(_parse(GenerateConfig, argv, "stablerep-gen"))
         if config.dry_run:
-            with _importing():
+            with importing():
                 from stablerep.generate.dry_run import estimate
 
             print(estimate(config))
             return
-        with _importing():
+        with importing():
             from stablerep.generate.run import generate
 
         summary = generate(config)
@@ -83,7 +53,7 @@ def gen(argv: Sequence[str] | None = None) -> None:
             print(f"stablerep-gen: {summary.problem}", file=sys.stderr)
             sys.exit(3)
 
-    _command("stablerep-gen", run, argv)
+    run_command("stablerep-gen", run, argv)
 
 
 def prompts(argv: Sequence[str] | None = None) -> None:
@@ -97,7 +67,7 @@ def prompts(argv: Sequence[str] | None = None) -> None:
 
         print(write_prompts(config))
 
-    _command("stablerep-prompts", run, argv)
+    run_command("stablerep-prompts", run, argv)
 
 
 def _take_folder(flag: str, argv: Sequence[str]) -> tuple[Folder | None, list[str]]:
@@ -163,7 +133,7 @@ def train(argv: Sequence[str] | None = None) -> None:
 
         print("\n".join([f"encoder in {exported}", *summarise(config.out)]))
 
-    _command("stablerep-train", run, argv)
+    run_command("stablerep-train", run, argv)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
@@ -181,7 +151,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         Console().print(table(results))
         print("\n".join(notes(results)))
 
-    _command("stablerep-eval", run, argv)
+    run_command("stablerep-eval", run, argv)
 
 
 def engine(argv: Sequence[str] | None = None) -> None:
@@ -205,7 +175,7 @@ def engine(argv: Sequence[str] | None = None) -> None:
         for line in run(config, lambda model, device, dtype: open_pipeline(model, device, (), dtype, model_config)):
             print(line, flush=True)
 
-    _command("stablerep-engine", run, argv)
+    run_command("stablerep-engine", run, argv)
 
 
 def doctor(argv: Sequence[str] | None = None) -> None:
@@ -221,7 +191,7 @@ def doctor(argv: Sequence[str] | None = None) -> None:
 
         print(report())
 
-    _command("stablerep-doctor", run, argv)
+    run_command("stablerep-doctor", run, argv)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str] | None], None]] = {
@@ -245,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv and argv[0] in COMMANDS:
         COMMANDS[argv[0]](argv[1:])
     else:
-        _command("stablerep", run, argv)
+        run_command("stablerep", run, argv)
 
 
 def _show(text: str) -> None:
@@ -294,109 +264,3 @@ def _with_cache_folders(config: Any) -> Any:
         if getattr(config, field, ...) is None
     }
     return dataclasses.replace(config, **moved)
-
-
-@contextlib.contextmanager
-def _importing() -> Iterator[None]:
-    """For imports of seconds: what torch and diffusers bring stays to the end, and is not looked through for garbage.
-
-    Importing what stablerep-gen needs took 5.8 s so, not 7.9, and the end of the process 0.3 s, not 1.8.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-@contextlib.contextmanager
-def _spoken_log() -> Iterator[None]:
-    """What commands say of their choices and of long waits, on stderr."""
-    logs, handler = [logging.getLogger(f"stablerep.{room}") for room in SPOKEN], logging.StreamHandler()
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.removeHandler(handler)
-            log.setLevel(level)
-
-
-def _command(name: str, run: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> None:
-    # Before torch loads OpenMP. Its threads spin for milliseconds by default and starve whoever shares the cores: two
-    # trainings on two cores made 101 + 104 images/s, with this 295 + 292; one alone 573 and 536.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if argv is None and _address_space() is not None:
-        _outlive(name)
-    argv = sys.argv[1:] if argv is None else argv
-    if list(argv) == ["--version"]:
-        print(f"stablerep {__version__}")
-        return
-    try:
-        if argv and argv[0] == f"{COMPLETION}print-completion":  # tyro asserts
-            check_choice(argv[0], argv[1] if len(argv) > 1 else "", SHELLS)
-        with _spoken_log():
-            run(argv)
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if _ran_out_of_memory(error) or (isinstance(error, UserError) and _ran_out_of_memory(error.__cause__)):
-            cause = error.__cause__ if isinstance(error, UserError) else error
-            _stop(name, _memory_line(" ".join(str(cause).split())[:200]))
-        if isinstance(error, UserError):
-            _stop(name, str(error))
-        if isinstance(error, OSError) and error.errno in MENDS:
-            _stop(name, f"{error.strerror}: {error.filename or '--out'}; {MENDS[error.errno]}")
-        raise
-
-
-def _ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says so, in the words of torch, of the loader of libraries, or of the system."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError | ImportError) and OUT_OF_MEMORY_TEXTS.search(str(error)) is not None
-    )
-
-
-def _memory_line(reason: str) -> str:
-    """The last line of a command that had too little memory."""
-    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    has = f"the machine has {most / 1e9:.1f} GB"
-    if (limit := _address_space()) is not None:
-        has += f", and ulimit -v leaves {limit / 1e9:.1f} GB of addresses, of which libraries alone take about 4"
-    return (
-        f"out of memory ({reason or 'no more can be had'}); {has}: raise the limit, or take a smaller --batch-size or "
-        "model; nothing finished is lost"
-    )
-
-
-def _address_space() -> int | None:
-    """Bytes that a process may map (ulimit -v); None: as many as it likes."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if limit == resource.RLIM_INFINITY else limit
-
-
-def _outlive(name: str) -> None:
-    """Go on in a child, and say in its place why it died.
-
-    A C++ library that gets no memory while it is loaded, or in a thread of its own, aborts the process: nothing in it
-    can speak any more. Only where addresses are limited: elsewhere the system itself would have to kill us.
-    """
-    child = os.fork()
-    if not child:
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child as well
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if -code in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS):
-        _stop(name, _memory_line(f"a library ended the process with {signal.Signals(-code).name}"))
-    sys.exit(code if code >= 0 else 128 - code)
-
-
-def _stop(name: str, message: str) -> None:
-    print(f"{name}: {message}", file=sys.stderr)
-    sys.exit(2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stablerep import atomic, cli
+from stablerep import atomic, cli, process
 from stablerep.config import UserError
 from stablerep.data.index import index_shards
 from tests.data.pictures import write_folder
@@ -89,14 +89,14 @@ def test_what_says_that_memory_ran_out(error: Exception, said: str, capsys: pyte
     def fail(argv: object) -> None:
         raise error
 
-    assert said in refused(lambda argv: cli._command("stablerep-gen", fail, argv), [], capsys)
+    assert said in refused(lambda argv: process.run_command("stablerep-gen", fail, argv), [], capsys)
 
     def fail_within(argv: object) -> None:
         raise UserError("--model x is no pipeline") from error
 
-    assert said in refused(lambda argv: cli._command("stablerep-gen", fail_within, argv), [], capsys)
+    assert said in refused(lambda argv: process.run_command("stablerep-gen", fail_within, argv), [], capsys)
     with pytest.raises(RuntimeError, match="a bug"):
-        cli._command("stablerep-gen", lambda argv: (_ for _ in ()).throw(RuntimeError("a bug")), [])
+        process.run_command("stablerep-gen", lambda argv: (_ for _ in ()).throw(RuntimeError("a bug")), [])
 
 
 @pytest.mark.parametrize("out", ["file", "file/run", "link"])

@@ -34,7 +34,8 @@ ARROWS: dict[str, set[str]] = {
     "search": PARTS | {"generate", "train", "evaluate"},
     "report": PARTS | {"generate", "train", "evaluate"},
     "doctor": LOW,
-    "cli": PARTS | {"engines", "generate", "train", "evaluate", "search", "report", "doctor", "__version__"},
+    "process": {"config", "__version__"},
+    "cli": PARTS | {"process", "engines", "generate", "train", "evaluate", "search", "report", "doctor"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MOST_LINES = 400
