@@ -116,10 +116,12 @@ def notes(results: dict[str, Any]) -> list[str]:
     lines = []
     if damaged := results["damaged_photos"]:
         more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
-        lines.append(f"{len(damaged)} photos could not be decoded and are left out: {', '.join(damaged[:NAMED])}{more}")
+        were = "photo" if len(damaged) == 1 else "photos"
+        lines.append(f"{len(damaged)} {were} could not be decoded, left out: {', '.join(damaged[:NAMED])}{more}")
     if results["files_not_read"]:
         lines.append(f"{counted(results['files_not_read'])} left out, not read as pictures")
     if results["split"] == "drawn":
+        out = f"{results['config']['out']}/{SPLIT}"
         lines.append(
             f"the split into {results['train_photos']:,} and {results['test_photos']:,} photos was drawn: {SPLIT}"
         )

@@ -62,7 +62,8 @@ def summarise(out: Path) -> list[str]:
             notes.append(f"{counted(row['not_read'])} not read")
         lines.append(f"{row['data']}: {'; '.join(notes)}")
     if damaged := read_record(damaged_record(out)):
-        lines.append(f"{len(damaged):,} pictures could not be decoded, others took their places: {damaged_record(out)}")
+        were = "picture" if len(damaged) == 1 else "pictures"
+        lines.append(f"{len(damaged):,} {were} could not be decoded, others took their places: {damaged_record(out)}")
     return lines
 
 
