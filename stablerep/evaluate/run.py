@@ -121,10 +121,8 @@ def notes(results: dict[str, Any]) -> list[str]:
     if results["files_not_read"]:
         lines.append(f"{counted(results['files_not_read'])} left out, not read as pictures")
     if results["split"] == "drawn":
-        out = f"{results['config']['out']}/{SPLIT}"
-        lines.append(
-            f"the split into {results['train_photos']:,} and {results['test_photos']:,} photos was drawn: {SPLIT}"
-        )
+        sides = f"{results['train_photos']:,} and {results['test_photos']:,} photos"
+        lines.append(f"the split into {sides} was drawn: {results['config']['out']}/{SPLIT}")
     if results["bit_range"]:
         lines.append("values {:g} to {:g} shown as black to white (--bit-range)".format(*results["bit_range"]))
     return lines
