@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.record import Bench
-from stablerep.data.decode import Encoded, decoded
+from stablerep.data.decode import decoded
+from stablerep.data.encoded import Encoded
 from stablerep.data.integrity import is_whole
 
 CASES = {"fashion": ("PNG", 32, 768), "sd15": ("JPEG", 256, 128)}

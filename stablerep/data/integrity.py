@@ -1,7 +1,7 @@
 """Whether an encoded picture is whole, by its structure alone: microseconds, where decoding takes milliseconds.
 
 DALI must not see a damaged picture: what nvImageCodec 0.9 does after an error corrupts memory, and the process dies
-some pictures later (DALI 2.4, docs/performance.md). What is not whole goes to Pillow, which decides.
+some pictures later (docs/decisions/0007-damaged-pictures.md). What is not whole goes to Pillow, which decides.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from torch import Tensor
 from stablerep import atomic
 from stablerep.config import UserError
 from stablerep.data.bit_range import BitRange
-from stablerep.data.decode import EncodedPictures, decoded, read_all
+from stablerep.data.decode import decoded
+from stablerep.data.encoded import EncodedPictures, read_all
 from stablerep.data.index import ImageIndex, index_files, index_images, index_tars
 from stablerep.data.picture_files import PICTURE_ENDINGS, find_pictures, is_system_name
 from stablerep.data.shard_cache import ShardCache

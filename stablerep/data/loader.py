@@ -21,7 +21,8 @@ from stablerep.config import UserError
 from stablerep.data.augment import AugmentConfig
 from stablerep.data.bit_range import BitRange
 from stablerep.data.damaged import DamagedPictures, stand_ins
-from stablerep.data.decode import EncodedPictures, decode_one, decoded, read_all, resolve_bit_range
+from stablerep.data.decode import decode_one, decoded
+from stablerep.data.encoded import EncodedPictures, read_all, resolve_bit_range
 from stablerep.data.sampling import Picks, Sampler
 from stablerep.data.shard_cache import ShardCache
 from stablerep.ops import strong_augment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 from filelock import FileLock
@@ -42,7 +43,8 @@ class ShardCache:
             with FileLock(self._folder / ".lock"):
                 if not _is_there(copy, size):  # else another process has fetched it meanwhile
                     self._fetch(path, copy, sha256, size)
-        os.utime(copy)  # used last: dropped last
+        now = time.time_ns()  # finer than the file system's own clock
+        os.utime(copy, ns=(now, now))  # used last: dropped last
         return copy
 
     def _fetch(self, path: RemotePath, copy: Path, sha256: str, size: int) -> None:
@@ -53,7 +55,7 @@ class ShardCache:
         atomic.write(copy, data)
 
     def _make_room(self, size: int) -> None:
-        copies = sorted(self._folder.glob("*.tar"), key=lambda copy: copy.stat().st_mtime)
+        copies = sorted(self._folder.glob("*.tar"), key=lambda copy: copy.stat().st_mtime_ns)
         held = sum(copy.stat().st_size for copy in copies)
         for copy in copies:
             if held + size <= self._most_bytes:

@@ -67,6 +67,13 @@ def embedded_pictures(path: Path, row_group: int) -> list[bytes]:
     return [_bytes(value) for value in file.read_row_group(row_group, [column])[column].to_pylist()]
 
 
+def row_group_starts(path: Path) -> list[int]:
+    """The first row of each row group of a Parquet file."""
+    metadata = pq.read_metadata(path)
+    counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return [0, *np.cumsum(counts[:-1]).tolist()]
+
+
 def _read_parquet(path: Path) -> PictureTable:
     try:
         file = pq.ParquetFile(path)

@@ -14,7 +14,7 @@ from torch import nn
 from stablerep import atomic, distributed, run_folder
 from stablerep import config as configs
 from stablerep.config import UserError, fingerprint
-from stablerep.data.decode import resolve_bit_range
+from stablerep.data.encoded import resolve_bit_range
 from stablerep.data.labelled import (
     NAMED_SETS,
     LabelledData,

@@ -21,7 +21,8 @@ from PIL import Image, ImageOps
 
 from stablerep.config import UserError
 from stablerep.data.bit_range import BitRange, measure_bit_range, parse_bit_range
-from stablerep.data.decode import EncodedPictures, decoded, read_all, resolve_bit_range
+from stablerep.data.decode import decoded
+from stablerep.data.encoded import EncodedPictures, read_all, resolve_bit_range
 from stablerep.data.index import index_folder
 from stablerep.data.integrity import is_whole
 from tests.data.pictures import encode, random_pixels
