@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import combinations
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -97,6 +100,18 @@ def open_source(data: str, group_by: GroupBy, views: int) -> Source:
         first, count = first[~short], count[~short]
     caption = index.caption[members[first]] if group_by == "prompt" else np.zeros(len(first), np.uint64)
     return Source(index, weight, members, first, count, caption)
+
+
+def warn_of_same_files(data: Sequence[str], sources: Sequence[Source]) -> None:
+    """Say which --data share files, whose pictures then count twice; links to folders are the folders."""
+    real = lru_cache(None)(os.path.realpath)
+    files = [
+        {f"{real(file.parent)}/{file.name}" if isinstance(file, Path) else str(file) for file in source.index.files}
+        for source in sources
+    ]
+    for (one, theirs), (other, ours) in combinations(zip(data, files, strict=True), 2):
+        if shared := len(theirs & ours):
+            log.warning("--data %s and --data %s share %d files, whose pictures count twice", one, other, shared)
 
 
 class Sampler:

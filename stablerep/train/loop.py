@@ -17,7 +17,7 @@ from stablerep.data.index import split_weight
 from stablerep.data.loader import LoaderConfig, PictureSources, open_pictures
 from stablerep.data.mixing import TrainingData
 from stablerep.data.online import OnlineGenerator, OnlineSource
-from stablerep.data.sampling import Sampler, open_source, share_out
+from stablerep.data.sampling import Sampler, open_source, share_out, warn_of_same_files
 from stablerep.data.shard_cache import ShardCache
 from stablerep.models import create_encoder, save_exported
 from stablerep.runlog import RunLog, progress
@@ -78,6 +78,8 @@ def open_data(config: TrainConfig, device: torch.device, open_online: OpenOnline
         )
     groups = config.batch_size // config.views
     sources = [open_source(data, OBJECTIVES[config.objective].group_by, config.views) for data in config.data]
+    if len(sources) > 1:
+        warn_of_same_files(config.data, sources)
     if not config.online:
         files = Sampler(sources, groups, config.views, config.seed)
         return TrainingData(files, None, groups, pictures_of(config, files))

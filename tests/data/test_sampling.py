@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stablerep.config import UserError
-from stablerep.data.sampling import Sampler, open_source
+from stablerep.data.sampling import Sampler, open_source, warn_of_same_files
 from stablerep.shards import Picture, Sample, start_dataset, write_shard
 from tests.data.pictures import encode, random_pixels, write_folder, write_shards
 
@@ -173,3 +173,16 @@ def test_photos_with_captions_of_their_own_give_views_and_share_labels(tmp_path:
     assert (picks.image.reshape(4, 3) == picks.image[::3, None]).all()
     by_image = dict(zip(picks.image.tolist(), picks.label.tolist(), strict=True))
     assert by_image[0] == by_image[2] and len(set(by_image.values())) == 3
+
+
+def test_the_same_files_by_two_names_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos = write_folder(tmp_path / "photos", 4)
+    (tmp_path / "link").symlink_to(photos)
+    write_folder(photos / "below", 3)
+    other = write_folder(tmp_path / "other", 2)
+    data = [str(photos), str(tmp_path / "link"), str(photos / "below"), str(other)]
+    sources = [open_source(each, "prompt", 2) for each in data]
+    warn_of_same_files(data, sources)
+    said = [message for message in caplog.messages if "count twice" in message]
+    assert [message.split(" share ")[1].split(" ")[0] for message in said] == ["7", "3", "3"]
+    assert f"--data {photos} and --data {tmp_path / 'link'} share 7 files" in said[0]
