@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,15 @@ from stablerep.data.bit_range import (
     parse_bit_range,
 )
 from stablerep.data.index import ImageIndex
-from stablerep.data.integrity import is_deep_png, is_whole
+from stablerep.data.integrity import count_pixels, is_deep_png, is_whole
 from stablerep.data.pixels import PIL_ERRORS, as_ppm, deep_pixels, is_deep, is_deep_tiff, pixels_of
 from stablerep.data.shard_cache import ShardCache
 from stablerep.data.tables import embedded_pictures, row_group_starts
 
 OPEN_FILES = 256  # far below the usual limit of 1,024 a process
 ROW_GROUPS = 4  # of Parquet files with pictures in them, held in memory
+READ_AT_ONCE = 16  # pictures, of which Pillow's are held decoded
+CHUNK_BYTES = 256 * 2**20  # of decoded pictures; DALI holds three chunks. Seven photos of 12 megapixels, all small ones
 DEEP_ENDINGS = (".png", ".tif", ".tiff")
 
 
@@ -137,6 +140,25 @@ def read_all(pictures: Iterable[tuple[EncodedPictures, int]], threads: ThreadPoo
         data = source.bytes_of(image)
         found.append(None if data is None else source.as_it_is(data) or threads.submit(source.by_pillow, data))
     return [each.result() if isinstance(each, Future) else each for each in found]
+
+
+def read_in_chunks(
+    pictures: Iterable[tuple[EncodedPictures, int]], threads: ThreadPoolExecutor, most: int
+) -> Iterator[list[Encoded | None]]:
+    """The same, in chunks of at most `most` pictures that are together not too large to be held decoded."""
+    remaining = iter(pictures)
+    chunk: list[Encoded | None] = []
+    held = 0
+    while block := read_all(islice(remaining, READ_AT_ONCE), threads):
+        for each in block:
+            size = 3 * count_pixels(each.data) if each else 0
+            if chunk and (len(chunk) == most or held + size > CHUNK_BYTES):
+                yield chunk
+                chunk, held = [], 0
+            chunk.append(each)
+            held += size
+    if chunk:
+        yield chunk
 
 
 def _may_be_deep(index: ImageIndex, image: int) -> bool:

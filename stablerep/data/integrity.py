@@ -33,6 +33,27 @@ def is_deep_png(data: NDArray[np.uint8]) -> bool:
     return head.startswith(PNG) and head[24:] == b"\x10"
 
 
+def count_pixels(data: NDArray[np.uint8]) -> int:
+    """Height times width of a picture that is whole, or of a PPM; by its header."""
+    view = data.data
+    head = bytes(view[:32])
+    if head.startswith(PNG):
+        return int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
+    if head.startswith(JPEG):
+        at = 2
+        while view[at + 1] not in FRAMES:
+            at += 1 if view[at + 1] == 0xFF else 2 + int.from_bytes(view[at + 2 : at + 4], "big")
+        return int.from_bytes(view[at + 5 : at + 7], "big") * int.from_bytes(view[at + 7 : at + 9], "big")
+    if head[12:16] == b"VP8X":
+        return (1 + int.from_bytes(head[24:27], "little")) * (1 + int.from_bytes(head[27:30], "little"))
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (1 + (bits & 0x3FFF)) * (1 + (bits >> 14 & 0x3FFF))
+    if head[12:16] == b"VP8 ":
+        return (int.from_bytes(head[26:28], "little") & 0x3FFF) * (int.from_bytes(head[28:30], "little") & 0x3FFF)
+    return len(data) // 3
+
+
 def _is_whole_jpeg(view: memoryview) -> bool:
     """Segments that follow each other up to the first scan, with a frame among them, and an end."""
     if bytes(view[-2:]) != END:

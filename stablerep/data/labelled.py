@@ -24,7 +24,7 @@ from stablerep import atomic
 from stablerep.config import UserError
 from stablerep.data.bit_range import BitRange
 from stablerep.data.decode import decoded
-from stablerep.data.encoded import EncodedPictures, read_all
+from stablerep.data.encoded import EncodedPictures, read_in_chunks
 from stablerep.data.index import ImageIndex, index_files, index_images, index_tars
 from stablerep.data.picture_files import PICTURE_ENDINGS, find_pictures, is_system_name
 from stablerep.data.shard_cache import ShardCache
@@ -85,17 +85,15 @@ class LabelledFiles:
         return replace(self, rows=self.rows[rows], labels=self.labels[rows])
 
     def pictures(self, batch_size: int, device: torch.device) -> Iterator[list[Tensor | None]]:
-        """Batches of decoded photos, uint8 [H_i, W_i, 3], good until the next batch; None for one that is damaged.
+        """At most batch_size decoded photos at once, uint8 [H_i, W_i, 3]; None for one that is damaged.
 
-        What is held in memory is a few batches, however many photos there are.
+        They are good until the next are asked for. However many photos there are and however large they are, what is
+        held in memory stays below a gigabyte or so.
         """
         pictures = EncodedPictures(self.index, self.bit_range, self.cache)
         threads = len(os.sched_getaffinity(0))
         with ThreadPoolExecutor(threads) as pool:
-            encoded = (
-                read_all(((pictures, int(row)) for row in self.rows[start : start + batch_size]), pool)
-                for start in range(0, len(self), batch_size)
-            )
+            encoded = read_in_chunks(((pictures, int(row)) for row in self.rows), pool, batch_size)
             deep = self.bit_range is not None
             yield from decoded(encoded, batch_size=batch_size, num_threads=threads, device=device, deep=deep)
 

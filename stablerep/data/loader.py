@@ -22,12 +22,13 @@ from stablerep.data.augment import AugmentConfig
 from stablerep.data.bit_range import BitRange
 from stablerep.data.damaged import DamagedPictures, stand_ins
 from stablerep.data.decode import decode_one, decoded
-from stablerep.data.encoded import EncodedPictures, read_all, resolve_bit_range
+from stablerep.data.encoded import Encoded, EncodedPictures, read_all, read_in_chunks, resolve_bit_range
 from stablerep.data.sampling import Picks, Sampler
 from stablerep.data.shard_cache import ShardCache
 from stablerep.ops import strong_augment
 
 QUEUED = 2  # finished batches that wait for the model
+MOST_AT_ONCE = 256  # pictures that DALI decodes together
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,12 @@ def batches(
 
 @dataclass(frozen=True)
 class _Due:
-    """A batch that was read and not yet decoded."""
+    """Pictures of a batch that were read and not yet decoded."""
 
     step: int
     picks: Picks  # of all ranks
-    rows: slice  # this rank's
+    rows: range  # those of them
+    is_last: bool  # of this rank's share of the batch
 
 
 class _Worker(threading.Thread):
@@ -160,28 +162,41 @@ class _Worker(threading.Thread):
 
     def _make_all(self) -> None:
         rows = self._sampler.images_per_step // distributed.world_size()
-        encoded = (read_all(self._pictures_of(step), self._pillow) for step in self._steps)
+        images: list[Tensor] = []
         with self._pillow:
             for pictures in decoded(
-                encoded, batch_size=rows, num_threads=self._num_threads, device=self._device, deep=self._deep
+                self._encoded_chunks(rows),
+                batch_size=min(rows, MOST_AT_ONCE),
+                num_threads=self._num_threads,
+                device=self._device,
+                deep=self._deep,
             ):
                 if self._stopping.is_set():
                     return
                 due = self._due.popleft()
                 whole = [
                     self._stand_in(due, row) if picture is None else picture
-                    for row, picture in enumerate(pictures, due.rows.start)
+                    for row, picture in zip(due.rows, pictures, strict=True)
                 ]
-                self._put(self._to_batch(whole, due))
+                images.append(self._augment(whole, due))
+                if due.is_last:
+                    self._put(self._to_batch(images, due, rows))
+                    images = []
 
-    def _pictures_of(self, step: int) -> Iterator[tuple[EncodedPictures, int]]:
-        """This rank's pictures of a step; they are due from then on."""
-        picks = self._sampler.picks(step)
-        rows = len(picks.label) // distributed.world_size()
-        mine = slice(distributed.rank() * rows, (distributed.rank() + 1) * rows)
-        self._due.append(_Due(step, picks, mine))
-        for source, image in zip(picks.source[mine].tolist(), picks.image[mine].tolist(), strict=True):
-            yield self._encoded[source], image
+    def _encoded_chunks(self, rows: int) -> Iterator[list[Encoded | None]]:
+        """This rank's pictures of each step, as many at once as may be held decoded; they are due from then on."""
+        first = distributed.rank() * rows
+        for step in self._steps:
+            picks = self._sampler.picks(step)
+            mine = slice(first, first + rows)
+            sources, images = picks.source[mine].tolist(), picks.image[mine].tolist()
+            pictures = ((self._encoded[source], image) for source, image in zip(sources, images, strict=True))
+            start = first
+            for chunk in read_in_chunks(pictures, self._pillow, MOST_AT_ONCE):
+                end = start + len(chunk)
+                self._due.append(_Due(step, picks, range(start, end), is_last=end == first + rows))
+                yield chunk
+                start = end
 
     def _stand_in(self, due: _Due, row: int) -> Tensor:  # [H, W, 3] uint8
         """What takes the place of a row's picture, which cannot be decoded."""
@@ -200,23 +215,30 @@ class _Worker(threading.Thread):
             self._damaged.add(where)
         raise UserError(f"--data: no picture can be decoded, {source.index.where(0)} and all others of it")
 
-    def _to_batch(self, pictures: list[Tensor], due: _Due) -> Batch:
+    def _augment(self, pictures: list[Tensor], due: _Due) -> Tensor:  # [b, 3, S, S]
         # Rows count over all ranks: the batch of a step does not depend on how many share it.
-        image = due.picks.image
-        keys = torch.from_numpy(
-            np.stack([np.full_like(image, due.step), image, np.arange(len(image))], axis=1)[due.rows]
-        )
-        labels = torch.from_numpy(due.picks.label[due.rows])
-        if self._stream is None:
-            return Batch(self._augment(pictures, keys), labels)
-        with torch.cuda.stream(self._stream):
-            images = self._augment(pictures, keys)
-            labels = labels.to(self._device)
-        self._stream.synchronize()  # DALI uses its buffers again; this thread waits, not the training loop
-        return Batch(images, labels)
+        rows = np.arange(due.rows.start, due.rows.stop)
+        image = due.picks.image[rows]
+        keys = torch.from_numpy(np.stack([np.full_like(image, due.step), image, rows], axis=1))
+        with self._on_stream():
+            return strong_augment(
+                pictures, keys, self._spec, memory_format=torch.channels_last, threads=self._num_threads
+            )
 
-    def _augment(self, pictures: list[Tensor], keys: Tensor) -> Tensor:
-        return strong_augment(pictures, keys, self._spec, memory_format=torch.channels_last, threads=self._num_threads)
+    def _to_batch(self, images: list[Tensor], due: _Due, rows: int) -> Batch:
+        mine = slice(distributed.rank() * rows, (distributed.rank() + 1) * rows)
+        with self._on_stream():
+            labels = torch.from_numpy(due.picks.label[mine]).to(self._device)
+            return Batch(images[0] if len(images) == 1 else torch.cat(images), labels)
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()  # DALI uses its buffers again; this thread waits, not the training loop
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._stopping.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,25 +54,39 @@ def features_of(
     done = 0
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     with runlog.progress(title, len(photos), "images", show=show) as bar:
-        start = 0
-        for pictures in photos.pictures(batch_size, device):
-            damaged = [] if isinstance(pictures, Tensor) else _damaged(pictures, photos, start, strict)
-            left_out += damaged
-            start += len(pictures)
-            if len(damaged) == len(pictures):
-                continue
+        for images in _batches(photos, transform, device, batch_size, strict, left_out):
             with torch.inference_mode(), bf16:
-                images = inputs_of(pictures, transform, device)
                 rows = encoder(images.contiguous(memory_format=torch.channels_last))
             if features is None:  # made outside inference mode: the probes take gradients through it
                 features = torch.empty(len(photos), rows.shape[1], device=device)
             features[done : done + len(rows)] = rows
             done += len(rows)
-            bar.update(start)
+            bar.update(done + len(left_out))
     if features is None:
         raise UserError(f"none of {len(photos)} photos can be decoded" if len(photos) else "there are no photos")
     kept = np.setdiff1d(np.arange(len(photos)), left_out)
     return Features(features[:done], torch.from_numpy(photos.labels[kept]).to(device), np.array(left_out, np.int64))
+
+
+def _batches(
+    photos: Photos, transform: InputTransform, device: torch.device, batch_size: int, strict: bool, left_out: list[int]
+) -> Iterator[Tensor]:  # [B, 3, S, S]
+    """What the encoder takes of batch_size photos at once, of which large ones are decoded few at a time.
+
+    left_out gets the rows of those that cannot be decoded.
+    """
+    inputs: list[Tensor] = []
+    start = 0
+    for pictures in photos.pictures(batch_size, device):
+        if not isinstance(pictures, Tensor):
+            left_out += _damaged(pictures, photos, start, strict)
+        start += len(pictures)
+        with torch.inference_mode():
+            inputs.append(inputs_of(pictures, transform, device))
+        if sum(map(len, inputs)) >= batch_size or start == len(photos):
+            images = torch.cat(inputs)
+            yield from images.split(batch_size) if len(images) else ()
+            inputs = []
 
 
 def inputs_of(
@@ -82,6 +97,8 @@ def inputs_of(
     if isinstance(pictures, Tensor):
         return transform(pictures.to(device))
     squares = [_middle(picture, transform) for picture in pictures if picture is not None]
+    if not squares:
+        return torch.empty(0, 3, transform.image_size, transform.image_size, device=device)
     return replace(transform, crop_pct=1.0)(torch.stack(squares).to(device))
 
 

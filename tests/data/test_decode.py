@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from stablerep.config import UserError
+from stablerep.data import encoded
 from stablerep.data.bit_range import BitRange, measure_bit_range, parse_bit_range
 from stablerep.data.decode import decoded
 from stablerep.data.encoded import EncodedPictures, read_all, resolve_bit_range
 from stablerep.data.index import index_folder
-from stablerep.data.integrity import is_whole
+from stablerep.data.integrity import count_pixels, is_whole
 from tests.data.pictures import encode, random_pixels
 
 ROOT = Path(__file__).parents[2]
@@ -84,11 +85,11 @@ def decode_folder(folder: Path, bit_range: str = "auto", batch_size: int = 8) ->
     found = resolve_bit_range(bit_range, index)
     pictures = EncodedPictures(index, found)
     with ThreadPoolExecutor(2) as threads:
-        encoded = (
+        of_batches = (
             read_all([(pictures, n) for n in range(start, min(start + batch_size, len(index)))], threads)
             for start in range(0, len(index), batch_size)
         )
-        batches = decoded(encoded, batch_size=batch_size, num_threads=1, device=CPU, deep=found is not None)
+        batches = decoded(of_batches, batch_size=batch_size, num_threads=1, device=CPU, deep=found is not None)
         shown = [None if picture is None else picture.numpy().copy() for batch in batches for picture in batch]
     return {path.name: picture for path, picture in zip(index.files, shown, strict=True)}
 
@@ -186,9 +187,35 @@ for name, picture in decode_folder(Path({str(tmp_path)!r}), batch_size=3).items(
 @settings(max_examples=60, deadline=None)
 def test_cut_pictures_are_not_whole(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP"]))
-    encoded = np.frombuffer(encode(random_pixels(5, 40, 30), kind), np.uint8)
-    assert is_whole(encoded)
-    assert not is_whole(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
+    whole = np.frombuffer(encode(random_pixels(5, 40, 30), kind), np.uint8)
+    assert is_whole(whole)
+    assert not is_whole(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+def test_size_by_header(tmp_path: Path) -> None:
+    write_kinds(tmp_path)
+    for quality in ({"lossless": True}, {"quality": 50}, {"lossless": True, "exif": turned(6)["exif"]}):
+        COLOUR.save(tmp_path / "b.webp", **quality)
+        for path in tmp_path.iterdir():
+            data = np.frombuffer(path.read_bytes(), np.uint8)
+            with Image.open(path) as photo:
+                if is_whole(data):
+                    assert count_pixels(data) == photo.width * photo.height, path.name
+
+
+def test_large_pictures_are_decoded_few_at_a_time(tmp_path: Path) -> None:
+    for number in range(12):
+        Image.fromarray(random_pixels(number, 100, 100 + number)).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "03.png").write_bytes(b"")
+    pictures = EncodedPictures(index_folder(tmp_path))
+    with ThreadPoolExecutor(2) as threads, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoded, "CHUNK_BYTES", 4 * 3 * 100 * 105)
+        chunks = list(encoded.read_in_chunks(((pictures, n) for n in range(12)), threads, most=5))
+        whole = encoded.read_all(((pictures, n) for n in range(12)), threads)
+    assert [len(chunk) for chunk in chunks] == [5, 3, 3, 1]
+    assert [each and each.data.tobytes() for chunk in chunks for each in chunk] == [
+        each and each.data.tobytes() for each in whole
+    ]
 
 
 def test_damaged_deep_pictures_do_not_stop_the_measuring(tmp_path: Path) -> None:

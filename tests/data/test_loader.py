@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stablerep.config import UserError
+from stablerep.data import encoded
 from stablerep.data.augment import AugmentConfig
 from stablerep.data.loader import LoaderConfig, batches, open_pictures
 from stablerep.data.sampling import Sampler, open_source
@@ -112,6 +113,18 @@ def test_a_batch_depends_on_its_step_alone(tmp_path: Path) -> None:
     for (images, labels), (again, labels_again) in zip(whole[4:], resumed, strict=True):
         assert torch.equal(images, again) and torch.equal(labels, labels_again)
     assert not torch.equal(whole[0][0], whole[1][0])
+
+
+def test_a_batch_of_large_photos_is_made_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = write_folder(tmp_path / "photos", 9)
+    spoil(photos / "004.png")
+    whole = load(sampler_of(photos), STRONG, 0, 4)
+    monkeypatch.setattr(encoded, "CHUNK_BYTES", 3 * 3 * 32 * 32)
+    for (images, labels), (expected, expected_labels) in zip(
+        load(sampler_of(photos), STRONG, 0, 4), whole, strict=True
+    ):
+        assert torch.equal(images, expected) and torch.equal(labels, expected_labels)
+        assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def load_two(folder: Path) -> tuple[np.ndarray, list[int]]:

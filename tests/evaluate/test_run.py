@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +233,29 @@ def test_deep_photos_are_shown_by_one_range(settings: dict[str, Any], tmp_path: 
     auto = evaluate(EvaluateConfig(**{**settings, "data": str(photos), "out": tmp_path / "auto"}))
     low, high = auto["bit_range"]
     assert 0 <= low < 100 and 3000 < high <= 4080
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
+    """400 photos of 1.9 MB each, decoded, are 770 MB; a few batches of them are not."""
+    noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((800, 800)).save(tmp_path / "photo.jpg")
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(200 if split == "train" else 1):
+                (tmp_path / split / name / f"{i}.jpg").symlink_to(tmp_path / "photo.jpg")
+    code = f"""
+import resource, torch
+from stablerep.data.labelled import open_labelled
+from stablerep.evaluate.features import Pixels, features_of
+from stablerep.models import InputTransform
+data = open_labelled({str(tmp_path)!r})
+peaks = []
+for photos in (data.test, data.train):
+    found = features_of(Pixels(False), InputTransform(8), photos, device=torch.device("cpu"), batch_size=16, show=False)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(len(found.x), peaks[1] - peaks[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, grown = done.stdout.split()
+    assert int(count) == 400 and float(grown) < 300  # MB
