@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stablerep import distributed, ops
 from stablerep.data.loader import Batch
-from stablerep.models import ProjectionHead
+from stablerep.models import ProjectionHead, batch_norm
 from stablerep.train.config import TrainConfig
 
 
@@ -42,4 +42,6 @@ def create_objective(encoder: nn.Module, config: TrainConfig, *, bf16: bool) -> 
     """What config.objective asks for, with random weights besides the encoder's."""
     width: int = encoder.num_features  # type: ignore[assignment]
     head = ProjectionHead(width, config.head_hidden, config.head_out)
-    return Contrastive(encoder, head, config.temperature, bf16=bf16)
+    objective = Contrastive(encoder, head, config.temperature, bf16=bf16)
+    batch_norm.over_ranks(objective)
+    return objective
