@@ -6,11 +6,12 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,23 @@ QUEUED = 2  # finished batches that wait for the model
 class Batch:
     images: Tensor  # [B, 3, S, S] float32, channels_last, normalised
     labels: Tensor  # [B] int64, equal = positives of each other
+    texts: Tensor | None = (
+        None  # [T, L] int64 tokens of the captions, each different one once; where they are asked for
+    )
+    text_of: Tensor | None = None  # [B] int64 which of them is a picture's
+
+    def to(self, device: torch.device) -> Batch:
+        parts: list[Any] = [part if part is None else part.to(device) for part in self._parts()]
+        return Batch(*parts)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """It was made on another stream: its memory must outlive the work queued on this one."""
+        for part in self._parts():
+            if part is not None:
+                part.record_stream(stream)
+
+    def _parts(self) -> list[Tensor | None]:
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +60,8 @@ class LoaderConfig:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     seed: int
+    tokenize: Callable[[Sequence[str]], Tensor] | None = None
+    """Texts to their tokens [T, L]; batches then carry the captions of their pictures."""
     num_threads: int = 0
     """To decode, and on the CPU to augment; 0: this rank's share of the cores, a quarter of it where the model needs
     them too."""
@@ -138,9 +158,8 @@ class _Worker(threading.Thread):
         while (item := self._ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            if item.images.is_cuda:  # it was made on another stream: its memory must outlive the work queued here
-                item.images.record_stream(torch.cuda.current_stream())
-                item.labels.record_stream(torch.cuda.current_stream())
+            if item.images.is_cuda:
+                item.record_stream(torch.cuda.current_stream())
             yield item
 
     def stop(self) -> None:
@@ -205,14 +224,21 @@ class _Worker(threading.Thread):
         keys = torch.from_numpy(
             np.stack([np.full_like(image, due.step), image, np.arange(len(image))], axis=1)[due.rows]
         )
-        labels = torch.from_numpy(due.picks.label[due.rows])
+        labels, texts = torch.from_numpy(due.picks.label[due.rows]), self._texts(due)
         if self._stream is None:
-            return Batch(self._augment(pictures, keys), labels)
+            return Batch(self._augment(pictures, keys), labels, *texts)
         with torch.cuda.stream(self._stream):
-            images = self._augment(pictures, keys)
-            labels = labels.to(self._device)
+            batch = Batch(self._augment(pictures, keys), labels, *texts).to(self._device)
         self._stream.synchronize()  # DALI uses its buffers again; this thread waits, not the training loop
-        return Batch(images, labels)
+        return batch
+
+    def _texts(self, due: _Due) -> tuple[Tensor | None, Tensor | None]:
+        if self._config.tokenize is None:
+            return None, None
+        rows = zip(due.picks.source[due.rows].tolist(), due.picks.image[due.rows].tolist(), strict=True)
+        number: dict[str, int] = {}
+        text_of = [number.setdefault(self._sampler.sources[source].text(image), len(number)) for source, image in rows]
+        return self._config.tokenize(list(number)), torch.tensor(text_of)
 
     def _augment(self, pictures: list[Tensor], keys: Tensor) -> Tensor:
         return strong_augment(pictures, keys, self._spec, memory_format=torch.channels_last, threads=self._num_threads)

@@ -8,6 +8,7 @@ The input transform lies in the same config.json, as timm's own input_size, mean
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,17 @@ def create_encoder(arch: str, image_size: int) -> nn.Module:
 
 
 def save_exported(
-    encoder: nn.Module, arch: str, transform: InputTransform, folder: Path, initialized_from: str | None = None
+    encoder: nn.Module,
+    arch: str,
+    transform: InputTransform,
+    folder: Path,
+    initialized_from: str | None = None,
+    save_beside: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the encoder as a folder, whole or not at all; one already there is replaced.
 
-    initialized_from says whose weights the training began with; None: random ones.
+    initialized_from says whose weights the training began with; None: random ones. save_beside writes into the folder
+    what else belongs there.
     """
     size = transform.image_size
     known: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]
@@ -83,6 +90,8 @@ def save_exported(
     with atomic.new_folder(folder) as new:
         save_file(weights, new / WEIGHTS, metadata={"format": "pt"})
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        if save_beside:
+            save_beside(new)
 
 
 def check_forward(encoder: nn.Module, image_size: int) -> None:

@@ -64,7 +64,7 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
         if distributed.rank() == 0:
             transform = replace(initial.transform(config.image_size), bit_range=summary.bit_range_of(data.pictures))
             encoder, name = model.get_submodule("encoder"), initial.initialized_from
-            save_exported(encoder, config.arch, transform, exported, name)
+            save_exported(encoder, config.arch, transform, exported, name, getattr(model, "save_beside", None))
         distributed.barrier()
         return exported
 
@@ -77,7 +77,8 @@ def open_data(config: TrainConfig, device: torch.device, open_online: OpenOnline
             f"use a multiple of {config.views * ranks}"
         )
     groups = config.batch_size // config.views
-    sources = [open_source(data, OBJECTIVES[config.objective].group_by, config.views) for data in config.data]
+    asked = OBJECTIVES[config.objective]
+    sources = [open_source(data, asked.group_by, config.views, texts=asked.reads_text) for data in config.data]
     if not config.online:
         files = Sampler(sources, groups, config.views, config.seed)
         return TrainingData(files, None, groups, pictures_of(config, files))
@@ -131,7 +132,7 @@ def run(
     size, is_first_rank = config.batch_size, distributed.rank() == 0
     with (
         # First, before the bar and the clock: filling a pool has its own.
-        data.batches(loader_config(config, initial), device, first_step=first, last_step=steps) as batches,
+        data.batches(loader_config(config, initial, model), device, first_step=first, last_step=steps) as batches,
         RunLog(out, first + 1, enabled=is_first_rank) as log,
         progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
     ):
@@ -160,10 +161,12 @@ def over_ranks(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def loader_config(config: TrainConfig, initial: Initial) -> LoaderConfig:
+def loader_config(config: TrainConfig, initial: Initial, model: nn.Module) -> LoaderConfig:
+    text_tower = getattr(model, "text_tower", None)
     return LoaderConfig(
-        image_size=config.image_size, augment=config.augment, mean=initial.mean, std=initial.std, seed=config.seed
-    )
+        image_size=config.image_size, augment=config.augment, mean=initial.mean, std=initial.std, seed=config.seed,
+        tokenize=text_tower.tokenizer if text_tower else None,
+    )  # fmt: skip
 
 
 def _step_seed(seed: int, step: int) -> int:
