@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from stablerep.data.augment import AugmentConfig
 from stablerep.data.bit_range import BitRange
 from stablerep.data.damaged import DamagedPictures, stand_ins
 from stablerep.data.decode import EncodedPictures, decode_one, decoded, read_all, resolve_bit_range
+from stablerep.data.masking import masked_patches
 from stablerep.data.sampling import Picks, Sampler
 from stablerep.data.shard_cache import ShardCache
-from stablerep.ops import strong_augment
+from stablerep.ops import AugmentSpec, strong_augment
 
 QUEUED = 2  # finished batches that wait for the model
 
@@ -38,6 +39,8 @@ class Batch:
         None  # [T, L] int64 tokens of the captions, each different one once; where they are asked for
     )
     text_of: Tensor | None = None  # [B] int64 which of them is a picture's
+    small_images: Tensor | None = None  # [B, V, 3, s, s] as images: small crops of the same pictures
+    masked: Tensor | None = None  # [M] int64 flat indices into [B, patches]: what is hidden from the student
 
     def to(self, device: torch.device) -> Batch:
         parts: list[Any] = [part if part is None else part.to(device) for part in self._parts()]
@@ -62,6 +65,13 @@ class LoaderConfig:
     seed: int
     tokenize: Callable[[Sequence[str]], Tensor] | None = None
     """Texts to their tokens [T, L]; batches then carry the captions of their pictures."""
+    small_crops: int = 0
+    """Small crops of each picture beside the large one."""
+    small_size: int = 96
+    small_scale: tuple[float, float] = (0.05, 0.32)
+    """What part of a picture's area a small crop keeps: DINO's."""
+    mask_grid: tuple[int, int] | None = None
+    """Patches of a picture by height and width, where some are to be masked."""
     num_threads: int = 0
     """To decode, and on the CPU to augment; 0: this rank's share of the cores, a quarter of it where the model needs
     them too."""
@@ -149,6 +159,8 @@ class _Worker(threading.Thread):
         self._num_threads = config.num_threads or _threads(device)
         self._pillow = ThreadPoolExecutor(self._num_threads, thread_name_prefix="stablerep-pillow")
         self._spec = config.augment.spec(config.image_size, config.mean, config.std, config.seed)
+        small = config.augment.spec(config.small_size, config.mean, config.std, config.seed)
+        self._small_spec = replace(small, scale=config.small_scale)
         self._due: deque[_Due] = deque()  # what DALI still works on
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(QUEUED)
         self._stopping = threading.Event()
@@ -224,13 +236,27 @@ class _Worker(threading.Thread):
         keys = torch.from_numpy(
             np.stack([np.full_like(image, due.step), image, np.arange(len(image))], axis=1)[due.rows]
         )
-        labels, texts = torch.from_numpy(due.picks.label[due.rows]), self._texts(due)
-        if self._stream is None:
-            return Batch(self._augment(pictures, keys), labels, *texts)
-        with torch.cuda.stream(self._stream):
-            batch = Batch(self._augment(pictures, keys), labels, *texts).to(self._device)
-        self._stream.synchronize()  # DALI uses its buffers again; this thread waits, not the training loop
+        labels, texts, masked = torch.from_numpy(due.picks.label[due.rows]), self._texts(due), self._masked(due)
+        with torch.cuda.stream(self._stream):  # nothing where it is None
+            images = self._augment(pictures, keys, self._spec)
+            small = self._small_images(pictures, keys, len(image))
+            batch = Batch(images, labels, *texts, small, masked).to(self._device)
+        if self._stream is not None:
+            self._stream.synchronize()  # DALI uses its buffers again; this thread waits, not the training loop
         return batch
+
+    def _small_images(self, pictures: list[Tensor], keys: Tensor, rows: int) -> Tensor | None:
+        """Each crop has the row that it would have if the batch were so many times as long: draws of its own."""
+        shift = torch.tensor([0, 0, rows])
+        crops = range(1, self._config.small_crops + 1)
+        small = [self._augment(pictures, keys + crop * shift, self._small_spec) for crop in crops]
+        return torch.stack(small, dim=1) if small else None
+
+    def _masked(self, due: _Due) -> Tensor | None:
+        if self._config.mask_grid is None:
+            return None
+        rows = range(due.rows.start, due.rows.stop)
+        return torch.from_numpy(masked_patches(self._config.seed, due.step, rows, self._config.mask_grid))
 
     def _texts(self, due: _Due) -> tuple[Tensor | None, Tensor | None]:
         if self._config.tokenize is None:
@@ -240,8 +266,8 @@ class _Worker(threading.Thread):
         text_of = [number.setdefault(self._sampler.sources[source].text(image), len(number)) for source, image in rows]
         return self._config.tokenize(list(number)), torch.tensor(text_of)
 
-    def _augment(self, pictures: list[Tensor], keys: Tensor) -> Tensor:
-        return strong_augment(pictures, keys, self._spec, memory_format=torch.channels_last, threads=self._num_threads)
+    def _augment(self, pictures: list[Tensor], keys: Tensor, spec: AugmentSpec) -> Tensor:
+        return strong_augment(pictures, keys, spec, memory_format=torch.channels_last, threads=self._num_threads)
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._stopping.is_set():

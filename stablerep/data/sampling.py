@@ -16,8 +16,9 @@ from stablerep.data.index import ImageIndex, caption_digest, index_images, split
 from stablerep.storage import Folder
 
 GroupBy = Literal["prompt", "image", "class", "caption"]
-# Streams of random numbers, so that one use never shifts another: those of data/pool.py, online.py, damaged.py too.
-ORDER, CHOICE, POOL_ORDER, POOL_CHOICE, PROMPT_ORDER, STAND_INS = range(6)
+# Streams of random numbers, so that one use never shifts another: those of pool.py, online.py, damaged.py, masking.py
+# too.
+ORDER, CHOICE, POOL_ORDER, POOL_CHOICE, PROMPT_ORDER, STAND_INS, MASKS = range(7)
 
 MENDS = {
     "class": "give a folder with CLASS/ folders, a table with a label column, or shards of prompts with labels",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stablerep import hub
+from stablerep.config import UserError
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ def open_tokenizer(name: str, context_length: int) -> Tokenizer:
     from transformers import CLIPTokenizer
 
     folder = hub.default_generator() / "tokenizer" if name == "default" else _folder(name)
+    if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.json")):  # one of no words would open
+        raise UserError(f"--tokenizer {name} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
     return Tokenizer(hub.load("--tokenizer", CLIPTokenizer, folder), context_length)
 
 

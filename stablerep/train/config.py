@@ -17,7 +17,7 @@ from stablerep.config import (
 )
 from stablerep.data.augment import AugmentConfig
 from stablerep.data.bit_range import parse_bit_range
-from stablerep.train.objective_config import OBJECTIVES, TextConfig
+from stablerep.train.objective_config import OBJECTIVES, SynclrConfig, TextConfig
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -129,6 +129,11 @@ class TrainConfig:
     text: TextConfig = field(default_factory=TextConfig)
     """Its fields are flags like these."""
 
+    SYNCLR: ClassVar = "What SynCLR adds"
+
+    synclr: SynclrConfig = field(default_factory=SynclrConfig)
+    """Its fields are flags like these."""
+
     OPTIMISER: ClassVar = "Optimiser"
 
     base_lr: FirstLook[float] = 2e-4
@@ -159,6 +164,10 @@ class TrainConfig:
         asked = OBJECTIVES[self.objective]
         if self.online and (asked.group_by != "prompt" or asked.reads_text):
             raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
+        if self.synclr.is_used and self.objective != "stablerep":
+            raise UserError(f"--ema-teacher and --local-crops go with --objective stablerep, not {self.objective}")
+        if self.online and (self.synclr.ibot_weight or self.synclr.local_crops):
+            raise UserError("--ibot-weight and --local-crops do not go with --online; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
         if self.pretrained and self.init:
             raise UserError(f"--pretrained and --init {self.init} both say what to begin with; give one of them")

@@ -30,7 +30,7 @@ class Objective:
 # With two views of each picture and nothing else alike, the multi-positive loss is SimCLR's NT-Xent; with the classes
 # of pictures for labels it is SupCon.
 OBJECTIVES = {
-    "stablerep": Objective("prompt"),
+    "stablerep": Objective("prompt", None, PARTS + "self_distillation:create_stablerep"),
     "simclr": Objective("image", 2),
     "supcon": Objective("class", 2),
     "clip": Objective("caption", 1, PARTS + "image_text:Clip", reads_text=True),
@@ -69,3 +69,35 @@ class TextConfig:
                 f"--text-width {self.text_width} is no multiple of --text-heads {self.text_heads}; "
                 f"use {max(1, self.text_width // self.text_heads) * self.text_heads}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynclrConfig:
+    """What SynCLR adds to stablerep. As it stands: nothing."""
+
+    ema_teacher: float = 0.0
+    """Compare to the rows of a teacher whose weights are a moving average, of this momentum at first, 1 at the end;
+    SynCLR: 0.994. 0: no teacher."""
+
+    ibot_weight: float = 0.0
+    """Weight of the loss of masked patches (iBOT), of a vit_... and with --ema-teacher; SynCLR: 1."""
+
+    ibot_prototypes: int = 65_536
+    """How many kinds of patches there are."""
+
+    local_crops: int = 0
+    """Small crops of each picture beside the large one; SynCLR: 4."""
+
+    local_crop_size: int = 96
+    """Side of a small crop in pixels; it shows 5 to 32 percent of the picture."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, ibot_weight=0, ibot_prototypes=2, local_crops=0, local_crop_size=8)
+        if not 0 <= self.ema_teacher < 1:
+            raise UserError(f"--ema-teacher must be from 0 to below 1, got {self.ema_teacher}; SynCLR's is 0.994")
+        if self.ibot_weight and not self.ema_teacher:
+            raise UserError(f"--ibot-weight {self.ibot_weight:g} needs a teacher; add --ema-teacher 0.994")
+
+    @property
+    def is_used(self) -> bool:
+        return bool(self.ema_teacher or self.local_crops)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from stablerep import distributed, ops
 from stablerep.data.loader import Batch
@@ -17,6 +18,8 @@ class Contrastive(nn.Module):
     Any objective is a module with these three methods, and with `encoder`. Its loss is that of all ranks' rows, the
     same on each, and its gradient world size times that of the loss, since DDP takes the mean over ranks.
     """
+
+    why_not_split: str | None = None  # why the features of parts of a batch are not all that its loss needs
 
     def __init__(self, encoder: nn.Module, config: TrainConfig, *, bf16: bool) -> None:
         super().__init__()
@@ -41,3 +44,24 @@ class Contrastive(nn.Module):
 
     def autocast(self, batch: Batch) -> torch.autocast:
         return torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self._bf16)
+
+
+def of_all_ranks(own: Tensor) -> Tensor:  # []
+    """From the mean over this rank's rows, that over all rows, with the gradient that an objective's loss has."""
+    if distributed.world_size() == 1:
+        return own
+    return own - own.detach() + distributed.mean_over_ranks(own.detach().clone())
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows of every rank, by rank; as many on each. Without gradient."""
+    if distributed.world_size() == 1:
+        return rows.detach()
+    gathered = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(distributed.world_size())]
+    dist.all_gather(gathered, rows.detach().contiguous())
+    return torch.cat(gathered)
+
+
+def wide(rows: Tensor) -> Tensor:
+    """float32 at least: sums over a batch need it."""
+    return rows if rows.dtype == torch.float64 else rows.float()

@@ -15,7 +15,7 @@ from stablerep.data.loader import Batch
 from stablerep.models.text_tower import FOLDER, TextTower
 from stablerep.models.tokenizer import open_tokenizer
 from stablerep.train.config import TrainConfig
-from stablerep.train.objectives.contrastive import Contrastive
+from stablerep.train.objectives.contrastive import Contrastive, gather, of_all_ranks, wide
 
 FIRST_SCALE, MOST_SCALE = 1 / 0.07, 100.0  # CLIP's
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # at first nearly every pair is told to be none, as nearly every one is
@@ -93,13 +93,11 @@ class SigLip(Clip):
 
     def pair_loss(self, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:  # []
         """The sum over all texts of all ranks, the mean over all images; this rank scores its own images."""
-        ranks = distributed.world_size()
-        images, texts = (functional.normalize(_wide(rows), dim=1) for rows in (images, texts))
-        texts, all_labels = _Gather.apply(texts), _gather(labels)
+        images, texts = (functional.normalize(wide(rows), dim=1) for rows in (images, texts))
+        texts, all_labels = _Gather.apply(texts), gather(labels)
         logits = self.scale() * images @ texts.T + self.logit_bias  # [B, B x ranks]
         sign = torch.where(labels[:, None] == all_labels, 1.0, -1.0)
-        own = -functional.logsigmoid(sign * logits).sum() / len(images)  # DDP's mean over ranks is the whole
-        return own - own.detach() + distributed.mean_over_ranks(own.detach().clone()) if ranks > 1 else own
+        return of_all_ranks(-functional.logsigmoid(sign * logits).sum() / len(images))
 
 
 class _Gather(torch.autograd.Function):
@@ -108,7 +106,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
         ctx.length = len(rows)
-        return _gather(rows)
+        return gather(rows)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
@@ -117,15 +115,3 @@ class _Gather(torch.autograd.Function):
             gradient = gradient.clone()
             dist.all_reduce(gradient)
         return gradient.narrow(0, distributed.rank() * ctx.length, ctx.length)
-
-
-def _gather(rows: Tensor) -> Tensor:
-    if distributed.world_size() == 1:
-        return rows.clone()
-    gathered = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(distributed.world_size())]
-    dist.all_gather(gathered, rows.contiguous())
-    return torch.cat(gathered)
-
-
-def _wide(rows: Tensor) -> Tensor:
-    return rows if rows.dtype == torch.float64 else rows.float()
