@@ -72,7 +72,7 @@ def load_encoder(path_or_name: str | Path, arch: str | None = None) -> tuple[nn.
 
 def default_generator() -> Path:
     """The folder of the Stable Diffusion pipeline that ships with the package."""
-    from stablerep.generate.pipeline import default_generator
+    from stablerep.hub import default_generator
 
     return default_generator()
 

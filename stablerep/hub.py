@@ -17,6 +17,17 @@ from stablerep.config import UserError
 FILES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 PATH = re.compile(r"[./~\\]|[A-Za-z]:[\\/]|.*\\")  # how paths begin, and hub names never
 REACH_SECONDS = 3
+PACKAGE = Path(__file__).parent
+# In a wheel the folder lies in the package, in a source checkout with the script that trained it.
+DEFAULT_GENERATOR_FOLDERS = (PACKAGE / "default_generator", PACKAGE.parent / "examples/fashion/pipeline")
+
+
+def default_generator() -> Path:
+    """The folder of the embedded Stable Diffusion pipeline (32x32 garments, 5.8 M weights)."""
+    for folder in DEFAULT_GENERATOR_FOLDERS:
+        if (folder / "model_index.json").exists():
+            return folder
+    raise UserError("default: the embedded generator's folder is missing from this installation; reinstall stablerep")
 
 
 def local_folder(flag: str, model: str) -> Path | None:

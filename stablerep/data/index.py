@@ -34,11 +34,12 @@ class ImageIndex:
     group: NDArray[np.int64]  # [N] equal: of one caption. In a folder the picture's number
     caption: NDArray[np.uint64]  # [N] digest of the caption's key, the same in every --data; 0: none
     shared_captions: int = 0  # prompts whose caption an earlier prompt has too: they are one group
-    classes: NDArray[np.str_] | None = None  # [N] names, where the data has labels
+    classes: NDArray[np.str_] | None = None  # [N] names, where the data has labels; of a folder those of CLASS/
     splits: NDArray[np.str_] | None = None  # [N] as the data names them: train, val, test
     digests: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # sha256 and bytes of remote files
     not_read: Mapping[str, int] = field(default_factory=dict)  # files with other endings
     is_ours: bool = False  # shards of stablerep-gen: damage is mended by painting again
+    texts: pa.DictionaryArray | None = None  # [N] captions, where they were asked for
 
     def __len__(self) -> int:
         return len(self.file)
@@ -58,8 +59,8 @@ class ImageIndex:
         return f"{file} ({self.size[image]} bytes at {self.offset[image]})"
 
 
-def index_images(data: Folder) -> ImageIndex:
-    """Index what a --data names.
+def index_images(data: Folder, *, texts: bool = False) -> ImageIndex:
+    """Index what a --data names; with texts, the captions themselves too, which else are only told apart.
 
     A folder with dataset.json holds shards of stablerep-gen, one with .tar files those of WebDataset; any other folder
     is searched for pictures. A file is a table of paths (.csv, .tsv, .jsonl, .json, .parquet; a Parquet file may hold
@@ -69,26 +70,26 @@ def index_images(data: Folder) -> ImageIndex:
         UserError: nothing there, nothing in it that is read, or something that is damaged.
     """
     if isinstance(data, RemotePath):
-        return index_shards(data)
+        return index_shards(data, texts=texts)
     if not data.exists():
         raise UserError(f"--data {data} does not exist")
     if data.is_file():
         if data.suffix.lower() in TABLE_ENDINGS:
-            return index_table(data)
+            return index_table(data, texts=texts)
         if data.suffix.lower() == ".tar":
-            return index_tars([data])
+            return index_tars([data], texts=texts)
         raise UserError(
             f"--data {data} is a file of no kind that is read; give a folder of pictures or shards, a .tar, or a table "
             f"of paths ({', '.join(TABLE_ENDINGS)})"
         )
     if (data / "dataset.json").exists():
-        return index_shards(data)
+        return index_shards(data, texts=texts)
     if tars := sorted(path for path in data.glob("*.tar") if not path.name.startswith(".")):
-        return index_tars(tars)
+        return index_tars(tars, texts=texts)
     return index_folder(data)
 
 
-def index_shards(out: Folder) -> ImageIndex:
+def index_shards(out: Folder, *, texts: bool = False) -> ImageIndex:
     """Index the kept pictures of all done shards of stablerep-gen.
 
     Raises:
@@ -100,6 +101,7 @@ def index_shards(out: Folder) -> ImageIndex:
     caption = np.concatenate([_of_dictionary(table["prompt"], caption_digest) for table in tables])
     group, shared = _merge_captions(prompt_id, caption)
     labelled = all("label" in table.column_names for table in tables)
+    prompts = pa.chunked_array([chunk for table in tables for chunk in table["prompt"].chunks], pa.string())
     classes = [np.asarray(table["label"].to_pylist(), dtype=object) for table in tables] if labelled else []
     return ImageIndex(
         files=tuple(tar for tar, _, _ in opened),
@@ -114,6 +116,7 @@ def index_shards(out: Folder) -> ImageIndex:
             number: (stats["tar_sha256"], stats["tar_bytes"]) for number, (_, _, stats) in enumerate(opened)
         } if isinstance(out, RemotePath) else {},
         is_ours=True,
+        texts=_dictionary(prompts) if texts else None,
     )  # fmt: skip
 
 
@@ -125,22 +128,29 @@ def index_folder(folder: Path) -> ImageIndex:
             raise UserError(f"--data {folder} holds several runs; take one, for instance {sweep[0].parent}")
         raise UserError(f"--data {folder} holds no pictures ({', '.join(PICTURE_ENDINGS)}) and no shards")
     log_not_read(f"--data {folder}", found.not_read)
-    return index_files(found.files, not_read=found.not_read)
+    return index_files(found.files, _folder_names(folder, found.files), not_read=found.not_read)
 
 
-def index_table(path: Path) -> ImageIndex:
+def _folder_names(folder: Path, files: Sequence[Path]) -> NDArray[np.str_] | None:
+    """The folder in `folder` that each file lies in; None where all lie in one."""
+    parts = [path.relative_to(folder).parts for path in files]
+    names = [each[0] if len(each) > 1 else "" for each in parts]
+    return np.array(names, dtype=str) if len(set(names)) > 1 else None
+
+
+def index_table(path: Path, *, texts: bool = False) -> ImageIndex:
     """Index a table of paths (or of pictures, in Parquet), with captions, labels and splits where it has them."""
     rows = read_picture_table(path)
     if rows.sizes is not None:
         numbers = np.arange(len(rows.rows))
-        return _with_columns(_Places((path,), np.zeros(len(numbers), np.int32), numbers, rows.sizes), rows.rows)
+        return _with_columns(_Places((path,), np.zeros(len(numbers), np.int32), numbers, rows.sizes), rows.rows, texts)
     missing = [row.path for row in rows.rows if not row.path.exists()]
     if len(missing) == len(rows.rows):
         raise UserError(f"--data {path}: none of its {len(missing)} pictures exists, first {missing[0]}")
-    return _with_columns(_places_of_files([row.path for row in rows.rows]), rows.rows)
+    return _with_columns(_places_of_files([row.path for row in rows.rows]), rows.rows, texts)
 
 
-def index_tars(tars: Sequence[Path]) -> ImageIndex:
+def index_tars(tars: Sequence[Path], *, texts: bool = False) -> ImageIndex:
     """Index tars of WebDataset: the pictures of a key are one group, or those of a caption (.txt, or in the .json)."""
     members = [index_tar(tar) for tar in tars]
     rows = [row for each in members for row in each.rows]
@@ -149,7 +159,7 @@ def index_tars(tars: Sequence[Path]) -> ImageIndex:
     file = np.repeat(np.arange(len(tars), dtype=np.int32), [len(each.rows) for each in members])
     offset = np.concatenate([each.offset for each in members])
     size = np.concatenate([each.size for each in members])
-    return _with_columns(_Places(tuple(tars), file, offset, size), rows)
+    return _with_columns(_Places(tuple(tars), file, offset, size), rows, texts)
 
 
 def index_files(
@@ -190,7 +200,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _with_columns(places: _Places, rows: Sequence[PictureRow]) -> ImageIndex:
+def _with_columns(places: _Places, rows: Sequence[PictureRow], texts: bool = False) -> ImageIndex:
     """An index of pictures that may have keys, captions, labels and splits."""
     caption = np.array([caption_digest(row.caption or "") for row in rows], np.uint64)
     numbers: dict[str, int] = {}
@@ -200,6 +210,7 @@ def _with_columns(places: _Places, rows: Sequence[PictureRow]) -> ImageIndex:
         places.files, places.file, places.offset, places.size, group, caption, shared,
         classes=_column(row.label for row in rows),
         splits=_column(row.split for row in rows),
+        texts=_dictionary(pa.chunked_array([[row.caption for row in rows]], pa.string())) if texts else None,
     )  # fmt: skip
 
 
@@ -214,9 +225,14 @@ def _names(values: NDArray[np.object_]) -> NDArray[np.str_]:
 
 def _of_dictionary(texts: pa.ChunkedArray, function: Callable[[str], int]) -> NDArray[np.uint64]:
     """The function of each text, asked once for each different one."""
-    encoded = texts.dictionary_encode().combine_chunks()
+    encoded = _dictionary(texts)
     values = np.array([function(text or "") for text in encoded.dictionary.to_pylist()], np.uint64)
     return values[encoded.indices.to_numpy()] if len(values) else np.zeros(0, np.uint64)
+
+
+def _dictionary(texts: pa.ChunkedArray) -> pa.DictionaryArray:
+    encoded = texts.dictionary_encode().combine_chunks()
+    return encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded  # older pyarrow keeps the one chunk
 
 
 def _merge_captions(group: NDArray[np.int64], caption: NDArray[np.uint64]) -> tuple[NDArray[np.int64], int]:

@@ -6,11 +6,12 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +24,10 @@ from stablerep.data.bit_range import BitRange
 from stablerep.data.damaged import DamagedPictures, stand_ins
 from stablerep.data.decode import decode_one, decoded
 from stablerep.data.encoded import Encoded, EncodedPictures, read_all, read_in_chunks, resolve_bit_range
+from stablerep.data.masking import masked_patches
 from stablerep.data.sampling import Picks, Sampler
 from stablerep.data.shard_cache import ShardCache
-from stablerep.ops import strong_augment
+from stablerep.ops import AugmentSpec, strong_augment
 
 QUEUED = 2  # finished batches that wait for the model
 MOST_AT_ONCE = 256  # pictures that DALI decodes together
@@ -35,6 +37,23 @@ MOST_AT_ONCE = 256  # pictures that DALI decodes together
 class Batch:
     images: Tensor  # [B, 3, S, S] float32, channels_last, normalised
     labels: Tensor  # [B] int64, equal = positives of each other
+    texts: Tensor | None = None  # [T, L] int64 tokens of the captions, each different one once; where asked for
+    text_of: Tensor | None = None  # [B] int64 which of them is a picture's
+    small_images: Tensor | None = None  # [B, V, 3, s, s] as images: small crops of the same pictures
+    masked: Tensor | None = None  # [M] int64 flat indices into [B, patches]: what is hidden from the student
+
+    def to(self, device: torch.device) -> Batch:
+        parts: list[Any] = [part if part is None else part.to(device) for part in self._parts()]
+        return Batch(*parts)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """It was made on another stream: its memory must outlive the work queued on this one."""
+        for part in self._parts():
+            if part is not None:
+                part.record_stream(stream)
+
+    def _parts(self) -> list[Tensor | None]:
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +63,15 @@ class LoaderConfig:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     seed: int
+    tokenize: Callable[[Sequence[str]], Tensor] | None = None
+    """Texts to their tokens [T, L]; batches then carry the captions of their pictures."""
+    small_crops: int = 0
+    """Small crops of each picture beside the large one."""
+    small_size: int = 96
+    small_scale: tuple[float, float] = (0.05, 0.32)
+    """What part of a picture's area a small crop keeps: DINO's."""
+    mask_grid: tuple[int, int] | None = None
+    """Patches of a picture by height and width, where some are to be masked."""
     num_threads: int = 0
     """To decode, and on the CPU to augment; 0: this rank's share of the cores, a quarter of it where the model needs
     them too."""
@@ -119,6 +147,14 @@ class _Due:
     is_last: bool  # of this rank's share of the batch
 
 
+Views = tuple[Tensor, Tensor | None]  # [b, 3, S, S] and small ones [b, C, 3, s, s] of pictures decoded together
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors) if len(tensors) > 1 else next(iter(tensors), None)
+
+
 class _Worker(threading.Thread):
     """Runs DALI, which decodes, and strong_augment; neither costs the training loop time of its own."""
 
@@ -132,6 +168,8 @@ class _Worker(threading.Thread):
         self._num_threads = config.num_threads or _threads(device)
         self._pillow = ThreadPoolExecutor(self._num_threads, thread_name_prefix="stablerep-pillow")
         self._spec = config.augment.spec(config.image_size, config.mean, config.std, config.seed)
+        small = config.augment.spec(config.small_size, config.mean, config.std, config.seed)
+        self._small_spec = replace(small, scale=config.small_scale)
         self._due: deque[_Due] = deque()  # what DALI still works on
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(QUEUED)
         self._stopping = threading.Event()
@@ -141,9 +179,8 @@ class _Worker(threading.Thread):
         while (item := self._ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            if item.images.is_cuda:  # it was made on another stream: its memory must outlive the work queued here
-                item.images.record_stream(torch.cuda.current_stream())
-                item.labels.record_stream(torch.cuda.current_stream())
+            if item.images.is_cuda:
+                item.record_stream(torch.cuda.current_stream())
             yield item
 
     def stop(self) -> None:
@@ -162,7 +199,7 @@ class _Worker(threading.Thread):
 
     def _make_all(self) -> None:
         rows = self._sampler.images_per_step // distributed.world_size()
-        images: list[Tensor] = []
+        views: list[Views] = []
         with self._pillow:
             for pictures in decoded(
                 self._encoded_chunks(rows),
@@ -178,10 +215,10 @@ class _Worker(threading.Thread):
                     self._stand_in(due, row) if picture is None else picture
                     for row, picture in zip(due.rows, pictures, strict=True)
                 ]
-                images.append(self._augment(whole, due))
+                views.append(self._views(whole, due))
                 if due.is_last:
-                    self._put(self._to_batch(images, due, rows))
-                    images = []
+                    self._put(self._to_batch(views, due, rows))
+                    views = []
 
     def _encoded_chunks(self, rows: int) -> Iterator[list[Encoded | None]]:
         """This rank's pictures of each step, as many at once as may be held decoded; they are due from then on."""
@@ -215,30 +252,56 @@ class _Worker(threading.Thread):
             self._damaged.add(where)
         raise UserError(f"--data: no picture can be decoded, {source.index.where(0)} and all others of it")
 
-    def _augment(self, pictures: list[Tensor], due: _Due) -> Tensor:  # [b, 3, S, S]
+    def _views(self, pictures: list[Tensor], due: _Due) -> Views:
         # Rows count over all ranks: the batch of a step does not depend on how many share it.
         rows = np.arange(due.rows.start, due.rows.stop)
         image = due.picks.image[rows]
         keys = torch.from_numpy(np.stack([np.full_like(image, due.step), image, rows], axis=1))
         with self._on_stream():
-            return strong_augment(
-                pictures, keys, self._spec, memory_format=torch.channels_last, threads=self._num_threads
-            )
+            images = self._augment(pictures, keys, self._spec)
+            return images, self._small_images(pictures, keys, len(due.picks.image))
 
-    def _to_batch(self, images: list[Tensor], due: _Due, rows: int) -> Batch:
-        mine = slice(distributed.rank() * rows, (distributed.rank() + 1) * rows)
+    def _small_images(self, pictures: list[Tensor], keys: Tensor, rows: int) -> Tensor | None:
+        """Each crop has the row that it would have if the batch were so many times as long: draws of its own."""
+        shift = torch.tensor([0, 0, rows])
+        crops = range(1, self._config.small_crops + 1)
+        small = [self._augment(pictures, keys + crop * shift, self._small_spec) for crop in crops]
+        return torch.stack(small, dim=1) if small else None
+
+    def _augment(self, pictures: list[Tensor], keys: Tensor, spec: AugmentSpec) -> Tensor:
+        return strong_augment(pictures, keys, spec, memory_format=torch.channels_last, threads=self._num_threads)
+
+    def _to_batch(self, views: list[Views], due: _Due, rows: int) -> Batch:
+        mine = range(distributed.rank() * rows, (distributed.rank() + 1) * rows)
+        labels = torch.from_numpy(due.picks.label[mine.start : mine.stop])
+        texts, masked = self._texts(due, mine), self._masked(due, mine)
         with self._on_stream():
-            labels = torch.from_numpy(due.picks.label[mine]).to(self._device)
-            return Batch(images[0] if len(images) == 1 else torch.cat(images), labels)
+            images, small = (_joined(column) for column in zip(*views, strict=True))
+            assert images is not None
+            return Batch(images, labels, *texts, small, masked).to(self._device)
+
+    def _masked(self, due: _Due, rows: range) -> Tensor | None:
+        if self._config.mask_grid is None:
+            return None
+        return torch.from_numpy(masked_patches(self._config.seed, due.step, rows, self._config.mask_grid))
+
+    def _texts(self, due: _Due, rows: range) -> tuple[Tensor | None, Tensor | None]:
+        if self._config.tokenize is None:
+            return None, None
+        mine = slice(rows.start, rows.stop)
+        number: dict[str, int] = {}
+        text_of = [
+            number.setdefault(self._sampler.sources[source].text(image), len(number))
+            for source, image in zip(due.picks.source[mine].tolist(), due.picks.image[mine].tolist(), strict=True)
+        ]
+        return self._config.tokenize(list(number)), torch.tensor(text_of)
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        if self._stream is None:
+        with torch.cuda.stream(self._stream):  # nothing where it is None
             yield
-            return
-        with torch.cuda.stream(self._stream):
-            yield
-        self._stream.synchronize()  # DALI uses its buffers again; this thread waits, not the training loop
+        if self._stream is not None:
+            self._stream.synchronize()  # DALI uses its buffers again; this thread waits, not the training loop
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._stopping.is_set():

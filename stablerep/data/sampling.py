@@ -15,11 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stablerep.config import UserError, fingerprint
-from stablerep.data.index import ImageIndex, index_images, split_weight
+from stablerep.data.index import ImageIndex, caption_digest, index_images, split_weight
+from stablerep.storage import Folder
 
-GroupBy = Literal["prompt", "image"]
-# Streams of random numbers, so that one use never shifts another: those of data/pool.py, online.py, damaged.py too.
-ORDER, CHOICE, POOL_ORDER, POOL_CHOICE, PROMPT_ORDER, STAND_INS = range(6)
+GroupBy = Literal["prompt", "image", "class", "caption"]
+# Streams of random numbers, so that one use never shifts another: those of pool.py, online.py, damaged.py, masking.py
+# too.
+ORDER, CHOICE, POOL_ORDER, POOL_CHOICE, PROMPT_ORDER, STAND_INS, MASKS = range(7)
+
+MENDS = {
+    "class": "give a folder with CLASS/ folders, a table with a label column, or shards of prompts with labels",
+    "caption": "give shards, a table with a caption column, or tars with .txt files",
+}
 
 log = logging.getLogger("stablerep.data")
 
@@ -46,17 +53,21 @@ def choose_views(
 
 @dataclass(frozen=True)
 class Source:
-    """One --data: its pictures by group. A group is what a label stands for: a prompt, or a single picture."""
+    """One --data: its pictures by group: those of a prompt, or a single picture."""
 
     index: ImageIndex
     weight: float
     members: NDArray[np.int64]  # picture numbers, those of a group side by side
     first: NDArray[np.int64]  # [G] where a group starts in members
     count: NDArray[np.int64]  # [G] how many it has
-    caption: NDArray[np.uint64]  # [G] ImageIndex.caption of a group; 0: none
+    caption: NDArray[np.uint64]  # [G] of a group its ImageIndex.caption, or a digest of its class; 0: none
 
     def pictures_of(self, group: int) -> NDArray[np.int64]:
         return self.members[self.first[group] : self.first[group] + self.count[group]]
+
+    def text(self, image: int) -> str:
+        assert self.index.texts is not None, "open_source(texts=True) keeps them"
+        return self.index.texts[image].as_py() or ""
 
 
 @dataclass(frozen=True)
@@ -69,17 +80,22 @@ class Picks:
     label: NDArray[np.int64]  # [B] equal = same group, or groups of the same caption, over all sources
 
 
-def open_source(data: str, group_by: GroupBy, views: int) -> Source:
+def open_source(data: str, group_by: GroupBy, views: int, *, texts: bool = False) -> Source:
     """Open PATH or PATH:WEIGHT.
 
     With group_by "prompt" the views of a group are different pictures of one caption, which several prompts may have;
-    pictures without captions give several views of the same one. With "image" that is so wherever they lie.
+    pictures without captions give several views of the same one. With the others that is so wherever they lie: with
+    "image" nothing else is alike, with "class" and "caption" pictures of the same one have the same label.
+
+    Args:
+        texts: keep the captions; pictures without one are left out.
 
     Raises:
-        UserError: nothing there, a weight that is none, or shards with fewer pictures a prompt than views.
+        UserError: nothing there, a weight that is none, shards with fewer pictures a prompt than views, or no picture
+            with a class or caption where that is asked for.
     """
     path, weight = split_weight(data, "--data")
-    index = index_images(path)
+    index = index_images(path, texts=texts)
     # A caption for each photo, as image and text pairs have: views of the photo, and those of an equal caption with it.
     enough = index.is_ours or np.unique(index.group, return_counts=True)[1].max(initial=0) >= views
     by_prompt = group_by == "prompt" and index.has_groups and enough
@@ -98,8 +114,33 @@ def open_source(data: str, group_by: GroupBy, views: int) -> Source:
             "%s: %d of %d prompts kept fewer than %d pictures and are left out", path, short.sum(), len(count), views
         )
         first, count = first[~short], count[~short]
-    caption = index.caption[members[first]] if group_by == "prompt" else np.zeros(len(first), np.uint64)
-    return Source(index, weight, members, first, count, caption)
+    if group_by == "class":
+        alike = _class_digests(path, index)
+    elif group_by == "image":
+        alike = np.zeros(len(index), np.uint64)
+    else:
+        alike = index.caption
+    if group_by == "class" or texts:
+        what = "class" if group_by == "class" else "caption"
+        keep = alike[members[first]] != 0
+        if not keep.any():
+            raise UserError(f"--data {path} has no {what} of any picture; {MENDS[what]}")
+        if not keep.all():
+            aside = " or set aside for a test" if group_by == "class" and index.splits is not None else ""
+            log.warning("%s: %d pictures without a %s%s are left out", path, count[~keep].sum(), what, aside)
+        first, count = first[keep], count[keep]
+    return Source(index, weight, members, first, count, alike[members[first]])
+
+
+def _class_digests(path: Folder, index: ImageIndex) -> NDArray[np.uint64]:  # [N]; 0: none, or set aside for a test
+    names = index.classes if index.classes is not None else np.zeros(len(index), str)
+    if set(names.tolist()) - {""} and set(names.tolist()) <= {"", "train", "test", "val", "valid", "validation"}:
+        raise UserError(f"--data {path}: its folders are {', '.join(sorted(set(names.tolist())))}; give {path}/train")
+    digests = {name: caption_digest(name) for name in set(names.tolist())}
+    found = np.array([digests[name] for name in names.tolist()], np.uint64)
+    if index.splits is not None and (train := np.char.lower(index.splits) == "train").any():
+        found[~train] = 0
+    return found
 
 
 def warn_of_same_files(data: Sequence[str], sources: Sequence[Source]) -> None:

@@ -27,10 +27,7 @@ from stablerep.generate.cuda import upload_floats
 from stablerep.generate.lora import fuse_lora
 from stablerep.generate.model_files import OPENS, check_kind, find_folder, is_xl, read_index, variant_of
 from stablerep.generate.single_file import is_single_file, open_single_file
-
-PACKAGE = Path(__file__).parent.parent
-# In a wheel the folder lies in the package, in a source checkout with the script that trained it.
-DEFAULT_GENERATOR_FOLDERS = (PACKAGE / "default_generator", PACKAGE.parent / "examples/fashion/pipeline")
+from stablerep.hub import default_generator
 
 
 @dataclass(frozen=True)
@@ -118,14 +115,6 @@ def _encode(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, prompts: list[str]
     masked = getattr(encoder.config, "use_attention_mask", False)
     mask = tokens.attention_mask.to(encoder.device) if masked else None
     return encoder(tokens.input_ids.to(encoder.device), attention_mask=mask, output_hidden_states=True)
-
-
-def default_generator() -> Path:
-    """The folder of the embedded Stable Diffusion pipeline (32x32 garments, 5.8 M weights)."""
-    for folder in DEFAULT_GENERATOR_FOLDERS:
-        if (folder / "model_index.json").exists():
-            return folder
-    raise UserError("--model default: its folder is missing from this installation; reinstall stablerep")
 
 
 def open_pipeline(

@@ -8,6 +8,7 @@ The input transform lies in the same config.json, as timm's own input_size, mean
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from stablerep.models.pretrained import check_arch
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def create_encoder(arch: str, image_size: int) -> nn.Module:
+def create_encoder(arch: str, image_size: int, small_size: int | None = None) -> nn.Module:
     """A timm model with random weights and without classifier: [B, 3, image_size, image_size] to [B, num_features].
 
     Features are what timm pools for that model: the class token of a plain ViT, the average of a CNN. The model is
     timm's own, stem and all, so that plain timm opens what is exported. A stem made for 224 pixels sees little of a
-    small picture: train those at a larger image_size, to which they are resized once.
+    small picture: train those at a larger image_size, to which they are resized once. With small_size it takes pictures
+    of that size too, for which a ViT's position embeddings are resized each time.
 
     Raises:
         UserError: timm has no such model, or it cannot take that size.
@@ -45,15 +47,32 @@ def create_encoder(arch: str, image_size: int) -> nn.Module:
     except (RuntimeError, ValueError, AssertionError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"--arch {arch} cannot be built for --image-size {image_size}: {reason}") from error
+    if small_size:
+        try:
+            encoder = timm.create_model(arch, pretrained=False, num_classes=0, **options, **_any_size(options))
+            check_forward(encoder, small_size)
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"--arch {arch} takes no --local-crop-size {small_size}: {reason}") from error
     return encoder
 
 
+def _any_size(options: Mapping[str, Any]) -> dict[str, bool]:
+    return {"dynamic_img_size": True} if options else {}
+
+
 def save_exported(
-    encoder: nn.Module, arch: str, transform: InputTransform, folder: Path, initialized_from: str | None = None
+    encoder: nn.Module,
+    arch: str,
+    transform: InputTransform,
+    folder: Path,
+    initialized_from: str | None = None,
+    save_beside: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the encoder as a folder, whole or not at all; one already there is replaced.
 
-    initialized_from says whose weights the training began with; None: random ones.
+    initialized_from says whose weights the training began with; None: random ones. save_beside writes into the folder
+    what else belongs there.
     """
     size = transform.image_size
     known: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]
@@ -83,6 +102,8 @@ def save_exported(
     with atomic.new_folder(folder) as new:
         save_file(weights, new / WEIGHTS, metadata={"format": "pt"})
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        if save_beside:
+            save_beside(new)
 
 
 def check_forward(encoder: nn.Module, image_size: int) -> None:

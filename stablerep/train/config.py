@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from stablerep.config import (
     FirstLook,
@@ -17,23 +17,9 @@ from stablerep.config import (
 )
 from stablerep.data.augment import AugmentConfig
 from stablerep.data.bit_range import parse_bit_range
-
-if TYPE_CHECKING:
-    from stablerep.data.sampling import GroupBy
+from stablerep.train.objective_config import OBJECTIVES, SynclrConfig, TextConfig
 
 PRECISIONS = ("auto", "bf16", "fp32")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What makes two pictures positives of each other. The loss is the same: only the labels differ."""
-
-    group_by: GroupBy
-    views: int | None  # of a group in a batch; None: as --views-per-prompt says
-
-
-# With two views of each picture and nothing else alike, the multi-positive loss is SimCLR's NT-Xent.
-OBJECTIVES = {"stablerep": Objective("prompt", None), "simclr": Objective("image", 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +108,12 @@ class TrainConfig:
 
     objective: FirstLook[str] = "stablerep"
     """`stablerep`: several pictures of one prompt are positives (of a folder: several views of one photo).
-    `simclr`: two views of one picture are."""
+    `simclr`: two views of one picture are. `supcon`: two views each of the pictures of one class (CLASS/ folders, or
+    labels) are. `clip` and `siglip`: a picture and its caption. `stablerep+`: stablerep and clip in one."""
 
     views_per_prompt: FirstLook[int] = 6
-    """Pictures of a prompt in a batch, drawn anew each time (m of K); `simclr` always takes 2 of a picture."""
+    """Pictures of a prompt in a batch, drawn anew each time (m of K); `simclr` and `supcon` always take 2 views of a
+    picture, `clip` and `siglip` one."""
 
     temperature: float = 0.1
     """Of the contrastive loss."""
@@ -135,6 +123,16 @@ class TrainConfig:
 
     head_out: int = 256
     """Width of what the loss compares."""
+
+    TEXT: ClassVar = "Text tower"
+
+    text: TextConfig = field(default_factory=TextConfig)
+    """Its fields are flags like these."""
+
+    SYNCLR: ClassVar = "What SynCLR adds"
+
+    synclr: SynclrConfig = field(default_factory=SynclrConfig)
+    """Its fields are flags like these."""
 
     OPTIMISER: ClassVar = "Optimiser"
 
@@ -163,8 +161,13 @@ class TrainConfig:
         if not self.data and not self.online:
             raise UserError("--data is missing; give shards of stablerep-gen or a folder of pictures, or --online")
         check_choice("--objective", self.objective, OBJECTIVES)
-        if self.online and OBJECTIVES[self.objective].group_by != "prompt":
+        asked = OBJECTIVES[self.objective]
+        if self.online and (asked.group_by != "prompt" or asked.reads_text):
             raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
+        if self.synclr.is_used and self.objective != "stablerep":
+            raise UserError(f"--ema-teacher and --local-crops go with --objective stablerep, not {self.objective}")
+        if self.online and (self.synclr.ibot_weight or self.synclr.local_crops):
+            raise UserError("--ibot-weight and --local-crops do not go with --online; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
         if self.pretrained and self.init:
             raise UserError(f"--pretrained and --init {self.init} both say what to begin with; give one of them")
@@ -180,7 +183,8 @@ class TrainConfig:
                 raise UserError(f"{flag_of(name)} must be from 0 to below 1, got {getattr(self, name)}")
         if self.batch_size % self.views:
             below = max(1, self.batch_size // self.views) * self.views
-            why = f"--views-per-prompt {self.views}" if self.objective == "stablerep" else "the 2 views of simclr"
+            given = OBJECTIVES[self.objective].views
+            why = f"the {given} views of {self.objective}" if given else f"--views-per-prompt {self.views}"
             raise UserError(
                 f"--batch-size {self.batch_size} is no multiple of {why}; use {below} or {below + self.views}"
             )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
         if distributed.rank() == 0:
             transform = replace(initial.transform(config.image_size), bit_range=summary.bit_range_of(data.pictures))
             encoder, name = model.get_submodule("encoder"), initial.initialized_from
-            save_exported(encoder, config.arch, transform, exported, name)
+            save_exported(encoder, config.arch, transform, exported, name, getattr(model, "save_beside", None))
         distributed.barrier()
         return exported
 
@@ -77,7 +78,8 @@ def open_data(config: TrainConfig, device: torch.device, open_online: OpenOnline
             f"use a multiple of {config.views * ranks}"
         )
     groups = config.batch_size // config.views
-    sources = [open_source(data, OBJECTIVES[config.objective].group_by, config.views) for data in config.data]
+    asked = OBJECTIVES[config.objective]
+    sources = [open_source(data, asked.group_by, config.views, texts=asked.reads_text) for data in config.data]
     if len(sources) > 1:
         warn_of_same_files(config.data, sources)
     if not config.online:
@@ -109,7 +111,8 @@ def pictures_of(config: TrainConfig, files: Sampler) -> PictureSources:
 def build(config: TrainConfig, device: torch.device) -> tuple[nn.Module, torch.optim.AdamW]:
     """Objective and encoder with the random weights that the seed gives, and their optimiser."""
     torch.manual_seed(config.seed)
-    encoder = create_encoder(config.arch, config.image_size)
+    small_size = config.synclr.local_crop_size if config.synclr.local_crops else None
+    encoder = create_encoder(config.arch, config.image_size, small_size)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     model = create_objective(encoder, config, bf16=bf16)
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -131,9 +134,12 @@ def run(
     first = checkpoint.restore(out, data, model, optimiser, device)
     forward = over_ranks(model, device)
     size, is_first_rank = config.batch_size, distributed.rank() == 0
+    update_teacher = getattr(model, "update_teacher", lambda progress: None)
+    if first == 0:
+        update_teacher(None)  # pretrained weights are the teacher's too
     with (
         # First, before the bar and the clock: filling a pool has its own.
-        data.batches(loader_config(config, initial), device, first_step=first, last_step=steps) as batches,
+        data.batches(loader_config(config, initial, model), device, first_step=first, last_step=steps) as batches,
         RunLog(out, first + 1, enabled=is_first_rank) as log,
         progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
     ):
@@ -146,6 +152,7 @@ def run(
             metrics.add(loss, update(optimiser, lr))  # a non-finite update is skipped on the device
 
             done = step + 1
+            update_teacher(done / steps)
             if done % config.log_every == 0 or done == steps:
                 means = metrics.drain() | data.drain()  # the only waits for the device, but for checkpoints
                 log.write(done, lr=lr, epoch=done / data.steps_per_epoch, **means)
@@ -162,10 +169,15 @@ def over_ranks(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def loader_config(config: TrainConfig, initial: Initial) -> LoaderConfig:
+def loader_config(config: TrainConfig, initial: Initial, model: nn.Module) -> LoaderConfig:
+    text_tower, asked = getattr(model, "text_tower", None), config.synclr
+    vit: Any = model.get_submodule("encoder")
     return LoaderConfig(
-        image_size=config.image_size, augment=config.augment, mean=initial.mean, std=initial.std, seed=config.seed
-    )
+        image_size=config.image_size, augment=config.augment, mean=initial.mean, std=initial.std, seed=config.seed,
+        tokenize=text_tower.tokenizer if text_tower else None,
+        small_crops=asked.local_crops, small_size=asked.local_crop_size,
+        mask_grid=vit.patch_embed.grid_size if asked.ibot_weight else None,
+    )  # fmt: skip
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stablerep import config as configs
+from stablerep import ops
 from stablerep.config import UserError
 from stablerep.models import load_encoder
-from stablerep.train import checkpoint, loop, objectives
+from stablerep.train import checkpoint, loop
 from stablerep.train.config import TrainConfig
 from stablerep.train.initial import Initial
 from stablerep.train.loop import train
@@ -168,14 +169,14 @@ def test_a_mixed_run_learns(shards: Path, tmp_path: Path) -> None:
 def test_updates_that_are_not_finite_are_skipped_and_a_run_of_nothing_else_stops(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = objectives.ops.multi_positive_loss
+    original = ops.multi_positive_loss
     calls = []
 
     def sometimes_nan(*args: Any) -> Tensor:
         calls.append(1)
         return original(*args) * (math.nan if len(calls) in bad else 1.0)
 
-    monkeypatch.setattr(objectives.ops, "multi_positive_loss", sometimes_nan)
+    monkeypatch.setattr(ops, "multi_positive_loss", sometimes_nan)
     bad = {2}
     train(config_for(shards, tmp_path / "one"))
     assert [line["skipped_updates"] for line in lines(tmp_path / "one")] == [1, 0, 0]
@@ -219,7 +220,7 @@ def step_once(data: Path, out: Path) -> tuple[float, list[NDArray[np.float32]]]:
     device = torch.device("cpu")
     data_of_run = loop.open_data(config, device)
     model, _ = loop.build(config, device)
-    with data_of_run.batches(loop.loader_config(config, Initial()), device, first_step=0, last_step=1) as loader:
+    with data_of_run.batches(loop.loader_config(config, Initial(), model), device, first_step=0, last_step=1) as loader:
         batch = next(loader)
     forward = loop.over_ranks(model, device)  # must outlive the backward, in which it averages
     loss = forward(batch)
