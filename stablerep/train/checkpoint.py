@@ -123,6 +123,13 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
         _path(folder, old).unlink(missing_ok=True)
 
 
+def say_saved(step: int, steps: int) -> None:
+    """Say where a run that was asked to stop has come to, when its checkpoint is there for all ranks."""
+    if distributed.rank() == 0:
+        log.info("stopped after step %s of %s, which is saved; the same command goes on from there", step, steps)
+    distributed.barrier()  # a rank that leaves earlier makes torchrun end the one that writes
+
+
 def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, or None where there is none; damaged ones after it are removed.
 

@@ -27,6 +27,7 @@ from stablerep.train.initial import Initial, load_initial, refuse_tag
 from stablerep.train.metrics import Metrics, progress_note, refuse_divergence
 from stablerep.train.objectives import create_objective
 from stablerep.train.optimiser import create_optimiser, learning_rate, update
+from stablerep.train.stopping import Stopped, listening
 
 OpenOnline = Callable[[torch.device], OnlineGenerator]
 
@@ -41,6 +42,7 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
 
     Raises:
         UserError: what the config asks for cannot be done.
+        Stopped: by Ctrl-C or SIGTERM, after a checkpoint; a SystemExit. Only the main thread can be asked.
     """
     with distributed.start(config.device) as device:
         out = Path(config.out)
@@ -134,6 +136,7 @@ def run(
         data.batches(loader_config(config, initial), device, first_step=first, last_step=steps) as batches,
         RunLog(out, first + 1, enabled=is_first_rank) as log,
         progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
+        listening() as request,
     ):
         metrics = Metrics(device, size)
         for step, batch in enumerate(metrics.timed(batches), first):
@@ -149,9 +152,13 @@ def run(
                 log.write(done, lr=lr, epoch=done / data.steps_per_epoch, **means)
                 refuse_divergence(means, done, config)
                 bar.update(done * size, progress_note(means))
-            if is_first_rank and (done % config.checkpoint_every == 0 or done == steps):
+            stopped_by = request.agreed_on()
+            if is_first_rank and (done % config.checkpoint_every == 0 or done == steps or stopped_by):
                 state = checkpoint.state_of(data, model, optimiser)
                 checkpoint.save(out / checkpoint.CHECKPOINTS, done, state, config.keep_checkpoints)
+            if stopped_by and done < steps:
+                checkpoint.say_saved(done, steps)
+                raise Stopped(stopped_by, done)
 
 
 def over_ranks(model: nn.Module, device: torch.device) -> nn.Module:
