@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from stablerep.config import UserError
+
+BUCKET_BYTES = 32 * 2**20  # of gradients in one collective: long enough to run at the wire's rate, little memory
 
 
 def rank() -> int:
@@ -60,6 +63,26 @@ def mean_over_ranks(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= world_size()
     return values
+
+
+def all_true(value: bool, device: torch.device) -> bool:
+    """Whether it is true on every rank. Waits for the device and the other ranks."""
+    flag = torch.tensor(float(value), device=device)
+    return bool(mean_over_ranks(flag) == 1)
+
+
+def average_gradients(weights: Iterable[Tensor]) -> None:
+    """The mean over ranks of the gradients of weights, in place; every rank has a gradient of the same ones."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    bucket: list[Tensor] = []
+    for gradient, following in zip_longest(gradients, gradients[1:]):
+        bucket.append(gradient)
+        full = sum(each.nbytes for each in bucket) >= BUCKET_BYTES
+        if full or following is None or following.dtype != gradient.dtype:
+            joined = mean_over_ranks(torch.cat([each.reshape(-1) for each in bucket]))
+            for each, mean in zip(bucket, joined.split([each.numel() for each in bucket]), strict=True):
+                each.copy_(mean.view(each.shape))
+            bucket = []
 
 
 def _device(name: str) -> torch.device:

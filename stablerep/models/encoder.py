@@ -48,6 +48,20 @@ def create_encoder(arch: str, image_size: int) -> nn.Module:
     return encoder
 
 
+def set_activation_checkpointing(encoder: nn.Module, arch: str) -> None:
+    """Let a timm model compute its activations again in the backward pass instead of keeping them.
+
+    Raises:
+        UserError: timm cannot do that for this model.
+    """
+    try:
+        encoder.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"--activation-checkpointing: timm's {arch} cannot do that; leave it out, or take a smaller --batch-size"
+        ) from error
+
+
 def save_exported(
     encoder: nn.Module, arch: str, transform: InputTransform, folder: Path, initialized_from: str | None = None
 ) -> None:

@@ -103,6 +103,16 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of metrics.jsonl; the device is waited for only there."""
 
+    MEMORY: ClassVar = "Memory and speed: the gradient stays the same"
+
+    micro_batch_size: int = 0
+    """Pictures that a rank encodes at once; 0: all, or if memory runs out half of them, and so on. The loss and its
+    gradient stay those of the whole batch; it costs a forward pass more. Not with encoders that have BatchNorm."""
+
+    activation_checkpointing: bool = False
+    """Compute the encoder's activations again in the backward pass instead of keeping them (timm's
+    set_grad_checkpointing): a forward pass more, a fraction of the memory."""
+
     ENCODER: ClassVar = "Encoder"
 
     arch: FirstLook[str] = "vit_base_patch16_224"
@@ -171,6 +181,7 @@ class TrainConfig:
         check_at_least(
             self, image_size=8, views_per_prompt=2, batch_size=4, steps=0, weight_decay=0, head_hidden=1, head_out=1,
             seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1, pool_prompts=0, pool_uses=1,
+            micro_batch_size=0,
         )  # fmt: skip
         check_above_zero(self, "epochs", "base_lr", "temperature", "cache_gb")
         parse_bit_range(self.bit_range)

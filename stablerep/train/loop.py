@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from stablerep import distributed
 from stablerep.config import UserError, parse_share
@@ -19,9 +18,10 @@ from stablerep.data.mixing import TrainingData
 from stablerep.data.online import OnlineGenerator, OnlineSource
 from stablerep.data.sampling import Sampler, open_source, share_out
 from stablerep.data.shard_cache import ShardCache
-from stablerep.models import create_encoder, save_exported
+from stablerep.models import create_encoder, save_exported, set_activation_checkpointing
 from stablerep.runlog import RunLog, progress
-from stablerep.train import checkpoint, summary
+from stablerep.train import checkpoint, gradient_cache, memory, summary
+from stablerep.train.backward import Backward
 from stablerep.train.config import OBJECTIVES, TrainConfig
 from stablerep.train.initial import Initial, load_initial, refuse_tag
 from stablerep.train.metrics import Metrics, progress_note, refuse_divergence
@@ -78,6 +78,7 @@ def open_data(config: TrainConfig, device: torch.device, open_online: OpenOnline
             f"--batch-size {config.batch_size} is no multiple of {config.views} views x {ranks} ranks; "
             f"use a multiple of {config.views * ranks}"
         )
+    gradient_cache.check_divides(config.micro_batch_size, config.batch_size, ranks)
     groups = config.batch_size // config.views
     sources = [open_source(data, OBJECTIVES[config.objective].group_by, config.views) for data in config.data]
     if not config.online:
@@ -110,6 +111,9 @@ def build(config: TrainConfig, device: torch.device) -> tuple[nn.Module, torch.o
     """Objective and encoder with the random weights that the seed gives, and their optimiser."""
     torch.manual_seed(config.seed)
     encoder = create_encoder(config.arch, config.image_size)
+    gradient_cache.check_can_split(encoder, config.arch, config.micro_batch_size)
+    if config.activation_checkpointing:
+        set_activation_checkpointing(encoder, config.arch)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     model = create_objective(encoder, config, bf16=bf16)
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -129,7 +133,7 @@ def run(
     steps = config.steps or math.ceil(config.epochs * data.steps_per_epoch)
     warmup_steps = round(config.warmup * steps)
     first = checkpoint.restore(out, data, model, optimiser, device)
-    forward = over_ranks(model, device)
+    backward = Backward(model, device, config.micro_batch_size, out)
     size, is_first_rank = config.batch_size, distributed.rank() == 0
     with (
         # First, before the bar and the clock: filling a pool has its own.
@@ -141,15 +145,15 @@ def run(
         metrics = Metrics(device, size)
         for step, batch in enumerate(metrics.timed(batches), first):
             torch.manual_seed(_step_seed(config.seed, step))  # dropout and the like: resumed runs draw the same
-            loss = forward(batch)
-            loss.backward()
+            loss = backward(batch)
             lr = learning_rate(step, peak=config.peak_lr, steps=steps, warmup_steps=warmup_steps)
             metrics.add(loss, update(optimiser, lr))  # a non-finite update is skipped on the device
 
             done = step + 1
             if done % config.log_every == 0 or done == steps:
                 means = metrics.drain() | data.drain()  # the only waits for the device, but for checkpoints
-                log.write(done, lr=lr, epoch=done / data.steps_per_epoch, **means)
+                peak = memory.peak_gb(device)
+                log.write(done, lr=lr, epoch=done / data.steps_per_epoch, peak_memory_gb=peak, **means)
                 refuse_divergence(means, done, config)
                 bar.update(done * size, progress_note(means))
             stopped_by = request.agreed_on()
@@ -159,12 +163,6 @@ def run(
             if stopped_by and done < steps:
                 checkpoint.say_saved(done, steps)
                 raise Stopped(stopped_by, done)
-
-
-def over_ranks(model: nn.Module, device: torch.device) -> nn.Module:
-    if distributed.world_size() == 1:
-        return model
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def loader_config(config: TrainConfig, initial: Initial) -> LoaderConfig:
