@@ -48,6 +48,18 @@ def create_encoder(arch: str, image_size: int) -> nn.Module:
     return encoder
 
 
+def blocks_of(encoder: nn.Module) -> list[nn.Module]:
+    """The parts that follow each other and are alike: a ViT's blocks, the bottlenecks of a ResNet; may be none."""
+    blocks: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in encoder.modules():
+        alike = len({type(child) for child in module.children()}) == 1
+        if isinstance(module, nn.Sequential | nn.ModuleList) and alike and len(module) > 1 and module not in inside:
+            blocks += module
+            inside |= {part for block in module for part in block.modules()}
+    return blocks
+
+
 def set_activation_checkpointing(encoder: nn.Module, arch: str) -> None:
     """Let a timm model compute its activations again in the backward pass instead of keeping them.
 

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stablerep import atomic, distributed
 from stablerep.data.loader import Batch
 from stablerep.train import gradient_cache, memory
+from stablerep.train.acceleration import refuse_compiler_error
 
 RECORD = "micro_batch_size"  # what a run found to fit, in its folder
 
@@ -45,6 +46,7 @@ class Backward:
             try:
                 return self._once(batch)
             except RuntimeError as error:
+                refuse_compiler_error(error)
                 # On several ranks the others wait in a collective already: all that can be done was done before.
                 if ranks > 1 or not self._splits or self._rows(batch) == 1 or not memory.ran_out(error):
                     raise

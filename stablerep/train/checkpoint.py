@@ -27,7 +27,7 @@ ONLINE = "online.yaml"  # the identity of the pictures that are painted for the 
 # What may differ when a run goes on: where it is, what it runs on and what it leaves behind, not what it computes.
 FREE = (
     "out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "max_damaged", "cache_dir", "cache_gb",
-    "micro_batch_size", "activation_checkpointing",
+    "micro_batch_size", "activation_checkpointing", "compile",
 )  # fmt: skip
 
 log = logging.getLogger("stablerep.train")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stablerep.data.sampling import GroupBy
 
 PRECISIONS = ("auto", "bf16", "fp32")
+COMPILE = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ class TrainConfig:
     """Compute the encoder's activations again in the backward pass instead of keeping them (timm's
     set_grad_checkpointing): a forward pass more, a fraction of the memory."""
 
+    compile: str = "auto"
+    """`on`: torch.compile for encoder and head, `off`, or `auto`: on CUDA. The first step takes a minute longer; what
+    is exported stays the same."""
+
     ENCODER: ClassVar = "Encoder"
 
     arch: FirstLook[str] = "vit_base_patch16_224"
@@ -176,6 +181,7 @@ class TrainConfig:
         if self.online and OBJECTIVES[self.objective].group_by != "prompt":
             raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
+        check_choice("--compile", self.compile, COMPILE)
         if self.pretrained and self.init:
             raise UserError(f"--pretrained and --init {self.init} both say what to begin with; give one of them")
         check_at_least(

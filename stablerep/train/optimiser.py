@@ -23,7 +23,10 @@ def create_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW
         if weight.requires_grad:
             (decayed if weight.dim() >= 2 and name not in excepted else others).append(weight)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), fused=True)
+    device = decayed[0].device
+    # On a GPU a tensor, which a captured or compiled step reads anew; on the CPU the fused kernel takes a double.
+    lr = torch.tensor(config.peak_lr, device=device) if device.type == "cuda" else config.peak_lr
+    return torch.optim.AdamW(groups, lr=lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int) -> float:
@@ -44,7 +47,10 @@ def update(optimiser: torch.optim.AdamW, lr: float) -> Update:
     norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], foreach=True)
     skipped = (~torch.isfinite(norm)).float()
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
     optimiser.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel reads it, as it does for GradScaler
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
