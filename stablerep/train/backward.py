@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stablerep import atomic, distributed
 from stablerep.data.loader import Batch
-from stablerep.train import gradient_cache, memory
+from stablerep.train import gradient_cache, memory, parallel
 from stablerep.train.acceleration import refuse_compiler_error
 
 RECORD = "micro_batch_size"  # what a run found to fit, in its folder
@@ -38,9 +38,11 @@ class Backward:
     def __call__(self, batch: Batch) -> Tensor:  # [] this rank's part of the loss
         ranks = distributed.world_size()
         if self._forward is None:
-            while ranks > 1 and self._splits and not self._fits_on_all(batch):
+            sharded = parallel.is_sharded(self._objective)  # whose forward has collectives: nothing can be tried
+            while ranks > 1 and self._splits and not sharded and not self._fits_on_all(batch):
                 self._halve(batch)
-            self._forward = over_ranks(self._objective, self._device) if self._is_whole(batch) else self._objective
+            plain = ranks == 1 or sharded or not self._is_whole(batch)
+            self._forward = self._objective if plain else over_ranks(self._objective, self._device)
         seed = torch.initial_seed()
         while True:
             try:
@@ -59,8 +61,14 @@ class Backward:
             loss = self._forward(batch)
             loss.backward()
             return loss.detach()
-        loss = gradient_cache.backward(self._objective, batch, self._rows(batch))  # type: ignore[arg-type]
-        if distributed.world_size() > 1:
+        parallel.synchronise_gradients(self._objective, False)
+        loss = gradient_cache.backward(
+            self._objective,  # type: ignore[arg-type]
+            batch,
+            self._rows(batch),
+            before_last=lambda: parallel.synchronise_gradients(self._objective, True),
+        )
+        if distributed.world_size() > 1 and not parallel.is_sharded(self._objective):
             distributed.average_gradients(self._objective.parameters())
         return loss
 
@@ -91,8 +99,6 @@ class Backward:
 
 
 def over_ranks(model: nn.Module, device: torch.device) -> nn.Module:
-    if distributed.world_size() == 1:
-        return model
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stablerep.data.sampling import GroupBy
 
 PRECISIONS = ("auto", "bf16", "fp32")
+PARALLEL = ("ddp", "fsdp")
 COMPILE = ("auto", "on", "off")
 
 
@@ -114,6 +115,10 @@ class TrainConfig:
     """Compute the encoder's activations again in the backward pass instead of keeping them (timm's
     set_grad_checkpointing): a forward pass more, a fraction of the memory."""
 
+    parallel: str = "ddp"
+    """On several ranks: `ddp` (each holds all weights) or `fsdp` (FSDP2: each holds a share of weights, gradients and
+    moments). A run may go on with the other, and with another number of ranks."""
+
     compile: str = "auto"
     """`on`: torch.compile for encoder and head, `off`, or `auto`: on CUDA. The first step takes a minute longer; what
     is exported stays the same."""
@@ -181,6 +186,7 @@ class TrainConfig:
         if self.online and OBJECTIVES[self.objective].group_by != "prompt":
             raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
+        check_choice("--parallel", self.parallel, PARALLEL)
         check_choice("--compile", self.compile, COMPILE)
         if self.pretrained and self.init:
             raise UserError(f"--pretrained and --init {self.init} both say what to begin with; give one of them")

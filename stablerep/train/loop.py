@@ -20,7 +20,7 @@ from stablerep.data.sampling import Sampler, open_source, share_out
 from stablerep.data.shard_cache import ShardCache
 from stablerep.models import create_encoder, save_exported, set_activation_checkpointing
 from stablerep.runlog import RunLog, progress
-from stablerep.train import checkpoint, gradient_cache, memory, summary
+from stablerep.train import checkpoint, gradient_cache, memory, parallel, summary
 from stablerep.train.acceleration import choose_precision, compile_model
 from stablerep.train.backward import Backward
 from stablerep.train.config import OBJECTIVES, TrainConfig
@@ -58,16 +58,18 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
         model, optimiser = build(config, device)
         has_weights = bool(checkpoint.steps(out / checkpoint.CHECKPOINTS))
         initial = Initial.load(out) if has_weights else load_initial(config, model)
+        if config.parallel == "fsdp" and distributed.world_size() > 1:
+            optimiser = parallel.shard(model, config, device)
         checkpoint.claim_folder(config, data.online.identity if data.online else None)
         if distributed.rank() == 0 and not has_weights:
             initial.save(out)
         if distributed.rank() == 0 and data.pictures:
             summary.write_data(out, config.data, data.pictures)
         run(config, out, data, model, optimiser, device, initial)
+        encoder = parallel.whole_encoder(model, config)
         if distributed.rank() == 0:
             transform = replace(initial.transform(config.image_size), bit_range=summary.bit_range_of(data.pictures))
-            encoder, name = model.get_submodule("encoder"), initial.initialized_from
-            save_exported(encoder, config.arch, transform, exported, name)
+            save_exported(encoder, config.arch, transform, exported, initial.initialized_from)
         distributed.barrier()
         return exported
 
@@ -159,9 +161,10 @@ def run(
                 refuse_divergence(means, done, config)
                 bar.update(done * size, progress_note(means))
             stopped_by = request.agreed_on()
-            if is_first_rank and (done % config.checkpoint_every == 0 or done == steps or stopped_by):
-                state = checkpoint.state_of(data, model, optimiser)
-                checkpoint.save(out / checkpoint.CHECKPOINTS, done, state, config.keep_checkpoints)
+            if done % config.checkpoint_every == 0 or done == steps or stopped_by:
+                state = checkpoint.state_of(data, model, optimiser)  # on every rank: it gathers what is sharded
+                if is_first_rank:
+                    checkpoint.save(out / checkpoint.CHECKPOINTS, done, state, config.keep_checkpoints)
             if stopped_by and done < steps:
                 checkpoint.say_saved(done, steps)
                 raise Stopped(stopped_by, done)

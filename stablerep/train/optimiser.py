@@ -45,6 +45,8 @@ def update(optimiser: torch.optim.AdamW, lr: float) -> Update:
     """One step, unless some gradient is not finite. The device decides; the host does not wait for it."""
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], foreach=True)
+    if hasattr(norm, "full_tensor"):  # a DTensor, which costs a second to import
+        norm = norm.full_tensor()  # of sharded gradients each rank has a part
     skipped = (~torch.isfinite(norm)).float()
     for group in optimiser.param_groups:
         if isinstance(group["lr"], Tensor):
