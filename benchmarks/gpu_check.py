@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_generate, gpu_modules, gpu_ops, record
+from benchmarks import gpu_generate, gpu_modules, gpu_ops, gpu_train, record
 from benchmarks.checks import SEED, Numbers, Skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,7 +170,7 @@ def checks_by_name(out: Path) -> dict[str, Callable[[], Numbers]]:
         gpu_generate.jpeg_rates,
         generation,
     )
-    of_networks = (gpu_modules.sd15_modules, gpu_modules.vit_step)
+    of_networks = (gpu_modules.sd15_modules, gpu_modules.vit_step, gpu_train.training_steps)
     return {
         **{check.__name__: check for check in (*of_ops, *of_painting, *of_networks, training)},
         **{f"benchmark_{op}": functools.partial(benchmark, op, out) for op in OPS},

@@ -61,6 +61,32 @@ def _any_size(options: Mapping[str, Any]) -> dict[str, bool]:
     return {"dynamic_img_size": True} if options else {}
 
 
+def blocks_of(encoder: nn.Module) -> list[nn.Module]:
+    """The parts that follow each other and are alike: a ViT's blocks, the bottlenecks of a ResNet; may be none."""
+    blocks: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in encoder.modules():
+        alike = len({type(child) for child in module.children()}) == 1
+        if isinstance(module, nn.Sequential | nn.ModuleList) and alike and len(module) > 1 and module not in inside:
+            blocks += module
+            inside |= {part for block in module for part in block.modules()}
+    return blocks
+
+
+def set_activation_checkpointing(encoder: nn.Module, arch: str) -> None:
+    """Let a timm model compute its activations again in the backward pass instead of keeping them.
+
+    Raises:
+        UserError: timm cannot do that for this model.
+    """
+    try:
+        encoder.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"--activation-checkpointing: timm's {arch} cannot do that; leave it out, or take a smaller --batch-size"
+        ) from error
+
+
 def save_exported(
     encoder: nn.Module,
     arch: str,

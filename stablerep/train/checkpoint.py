@@ -20,12 +20,16 @@ from stablerep import atomic, distributed, run_folder
 from stablerep import config as configs
 from stablerep.config import UserError
 from stablerep.data.mixing import TrainingData
+from stablerep.train import parallel
 from stablerep.train.config import TrainConfig
 
 CHECKPOINTS = "checkpoints"
 ONLINE = "online.yaml"  # the identity of the pictures that are painted for the run
 # What may differ when a run goes on: where it is, what it runs on and what it leaves behind, not what it computes.
-FREE = ("out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "max_damaged", "cache_dir", "cache_gb")
+FREE = (
+    "out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "max_damaged", "cache_dir", "cache_gb",
+    "micro_batch_size", "activation_checkpointing", "compile", "parallel",
+)  # fmt: skip
 
 log = logging.getLogger("stablerep.train")
 
@@ -91,14 +95,14 @@ def restore(
         raise UserError(
             f"--data holds other pictures than when {out} was begun; bring them back or choose another --out"
         )
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    parallel.load(model, optimiser, state["model"], state["optimiser"])
     return state["step"]
 
 
 def state_of(data: TrainingData, model: nn.Module, optimiser: torch.optim.AdamW) -> dict[str, Any]:
-    """What restore needs, but for the step."""
-    return {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "data": data.fingerprint()}
+    """What restore needs, but for the step. Every rank calls it."""
+    weights, moments = parallel.whole(model.state_dict()), parallel.whole(optimiser.state_dict())
+    return {"model": weights, "optimiser": moments, "data": data.fingerprint()}
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
@@ -121,6 +125,13 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
         ) from error
     for old in steps(folder)[:-keep]:
         _path(folder, old).unlink(missing_ok=True)
+
+
+def say_saved(step: int, steps: int) -> None:
+    """Say where a run that was asked to stop has come to, when its checkpoint is there for all ranks."""
+    if distributed.rank() == 0:
+        log.info("stopped after step %s of %s, which is saved; the same command goes on from there", step, steps)
+    distributed.barrier()  # a rank that leaves earlier makes torchrun end the one that writes
 
 
 def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:

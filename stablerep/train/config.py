@@ -20,6 +20,8 @@ from stablerep.data.bit_range import parse_bit_range
 from stablerep.train.objective_config import OBJECTIVES, SynclrConfig, TextConfig
 
 PRECISIONS = ("auto", "bf16", "fp32")
+PARALLEL = ("ddp", "fsdp")
+COMPILE = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,24 @@ class TrainConfig:
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl; the device is waited for only there."""
+
+    MEMORY: ClassVar = "Memory and speed: the gradient stays the same"
+
+    micro_batch_size: int = 0
+    """Pictures that a rank encodes at once; 0: all, or if memory runs out half of them, and so on. The loss and its
+    gradient stay those of the whole batch; it costs a forward pass more. Not with encoders that have BatchNorm."""
+
+    activation_checkpointing: bool = False
+    """Compute the encoder's activations again in the backward pass instead of keeping them (timm's
+    set_grad_checkpointing): a forward pass more, a fraction of the memory."""
+
+    parallel: str = "ddp"
+    """On several ranks: `ddp` (each holds all weights) or `fsdp` (FSDP2: each holds a share of weights, gradients and
+    moments). A run may go on with the other, and with another number of ranks."""
+
+    compile: str = "auto"
+    """`on`: torch.compile for encoder and head, `off`, or `auto`: on CUDA. The first step takes a minute longer; what
+    is exported stays the same."""
 
     ENCODER: ClassVar = "Encoder"
 
@@ -169,11 +189,14 @@ class TrainConfig:
         if self.online and (self.synclr.ibot_weight or self.synclr.local_crops):
             raise UserError("--ibot-weight and --local-crops do not go with --online; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
+        check_choice("--parallel", self.parallel, PARALLEL)
+        check_choice("--compile", self.compile, COMPILE)
         if self.pretrained and self.init:
             raise UserError(f"--pretrained and --init {self.init} both say what to begin with; give one of them")
         check_at_least(
             self, image_size=8, views_per_prompt=2, batch_size=4, steps=0, weight_decay=0, head_hidden=1, head_out=1,
             seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1, pool_prompts=0, pool_uses=1,
+            micro_batch_size=0,
         )  # fmt: skip
         check_above_zero(self, "epochs", "base_lr", "temperature", "cache_gb")
         parse_bit_range(self.bit_range)

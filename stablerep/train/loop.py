@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from stablerep import distributed
 from stablerep.config import UserError, parse_share
@@ -20,14 +19,17 @@ from stablerep.data.mixing import TrainingData
 from stablerep.data.online import OnlineGenerator, OnlineSource
 from stablerep.data.sampling import Sampler, open_source, share_out, warn_of_same_files
 from stablerep.data.shard_cache import ShardCache
-from stablerep.models import create_encoder, save_exported
+from stablerep.models import create_encoder, save_exported, set_activation_checkpointing
 from stablerep.runlog import RunLog, progress
-from stablerep.train import checkpoint, summary
+from stablerep.train import checkpoint, gradient_cache, memory, parallel, summary
+from stablerep.train.acceleration import choose_precision, compile_model
+from stablerep.train.backward import Backward
 from stablerep.train.config import OBJECTIVES, TrainConfig
 from stablerep.train.initial import Initial, load_initial, refuse_tag
 from stablerep.train.metrics import Metrics, progress_note, refuse_divergence
 from stablerep.train.objectives import create_objective
 from stablerep.train.optimiser import create_optimiser, learning_rate, update
+from stablerep.train.stopping import Stopped, listening
 
 OpenOnline = Callable[[torch.device], OnlineGenerator]
 
@@ -42,6 +44,7 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
 
     Raises:
         UserError: what the config asks for cannot be done.
+        Stopped: by Ctrl-C or SIGTERM, after a checkpoint; a SystemExit. Only the main thread can be asked.
     """
     with distributed.start(config.device) as device:
         out = Path(config.out)
@@ -56,15 +59,18 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
         model, optimiser = build(config, device)
         has_weights = bool(checkpoint.steps(out / checkpoint.CHECKPOINTS))
         initial = Initial.load(out) if has_weights else load_initial(config, model)
+        if config.parallel == "fsdp" and distributed.world_size() > 1:
+            optimiser = parallel.shard(model, config, device)
         checkpoint.claim_folder(config, data.online.identity if data.online else None)
         if distributed.rank() == 0 and not has_weights:
             initial.save(out)
         if distributed.rank() == 0 and data.pictures:
             summary.write_data(out, config.data, data.pictures)
         run(config, out, data, model, optimiser, device, initial)
+        encoder = parallel.whole_encoder(model, config)
         if distributed.rank() == 0:
             transform = replace(initial.transform(config.image_size), bit_range=summary.bit_range_of(data.pictures))
-            encoder, name = model.get_submodule("encoder"), initial.initialized_from
+            name = initial.initialized_from
             save_exported(encoder, config.arch, transform, exported, name, getattr(model, "save_beside", None))
         distributed.barrier()
         return exported
@@ -77,6 +83,7 @@ def open_data(config: TrainConfig, device: torch.device, open_online: OpenOnline
             f"--batch-size {config.batch_size} is no multiple of {config.views} views x {ranks} ranks; "
             f"use a multiple of {config.views * ranks}"
         )
+    gradient_cache.check_divides(config.micro_batch_size, config.batch_size, ranks)
     groups = config.batch_size // config.views
     asked = OBJECTIVES[config.objective]
     sources = [open_source(data, asked.group_by, config.views, texts=asked.reads_text) for data in config.data]
@@ -113,9 +120,13 @@ def build(config: TrainConfig, device: torch.device) -> tuple[nn.Module, torch.o
     torch.manual_seed(config.seed)
     small_size = config.synclr.local_crop_size if config.synclr.local_crops else None
     encoder = create_encoder(config.arch, config.image_size, small_size)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    model = create_objective(encoder, config, bf16=bf16)
+    if config.activation_checkpointing:
+        set_activation_checkpointing(encoder, config.arch)
+    model = create_objective(encoder, config, bf16=choose_precision(config, device))
+    gradient_cache.check_can_split(model, config.arch, config.micro_batch_size)
+    # Of a plain ViT that is the patch embedding alone, where it makes no difference, in time or in bits.
     model = model.to(device).to(memory_format=torch.channels_last)
+    compile_model(model, config, device)
     return model, create_optimiser(model, config)
 
 
@@ -132,7 +143,7 @@ def run(
     steps = config.steps or math.ceil(config.epochs * data.steps_per_epoch)
     warmup_steps = round(config.warmup * steps)
     first = checkpoint.restore(out, data, model, optimiser, device)
-    forward = over_ranks(model, device)
+    backward = Backward(model, device, config.micro_batch_size, out)
     size, is_first_rank = config.batch_size, distributed.rank() == 0
     update_teacher = getattr(model, "update_teacher", lambda progress: None)
     if first == 0:
@@ -142,12 +153,12 @@ def run(
         data.batches(loader_config(config, initial, model), device, first_step=first, last_step=steps) as batches,
         RunLog(out, first + 1, enabled=is_first_rank) as log,
         progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
+        listening() as request,
     ):
         metrics = Metrics(device, size)
         for step, batch in enumerate(metrics.timed(batches), first):
             torch.manual_seed(_step_seed(config.seed, step))  # dropout and the like: resumed runs draw the same
-            loss = forward(batch)
-            loss.backward()
+            loss = backward(batch)
             lr = learning_rate(step, peak=config.peak_lr, steps=steps, warmup_steps=warmup_steps)
             metrics.add(loss, update(optimiser, lr))  # a non-finite update is skipped on the device
 
@@ -155,18 +166,18 @@ def run(
             update_teacher(done / steps)
             if done % config.log_every == 0 or done == steps:
                 means = metrics.drain() | data.drain()  # the only waits for the device, but for checkpoints
-                log.write(done, lr=lr, epoch=done / data.steps_per_epoch, **means)
+                peak = memory.peak_gb(device)
+                log.write(done, lr=lr, epoch=done / data.steps_per_epoch, peak_memory_gb=peak, **means)
                 refuse_divergence(means, done, config)
                 bar.update(done * size, progress_note(means))
-            if is_first_rank and (done % config.checkpoint_every == 0 or done == steps):
-                state = checkpoint.state_of(data, model, optimiser)
-                checkpoint.save(out / checkpoint.CHECKPOINTS, done, state, config.keep_checkpoints)
-
-
-def over_ranks(model: nn.Module, device: torch.device) -> nn.Module:
-    if distributed.world_size() == 1:
-        return model
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+            stopped_by = request.agreed_on()
+            if done % config.checkpoint_every == 0 or done == steps or stopped_by:
+                state = checkpoint.state_of(data, model, optimiser)  # on every rank: it gathers what is sharded
+                if is_first_rank:
+                    checkpoint.save(out / checkpoint.CHECKPOINTS, done, state, config.keep_checkpoints)
+            if stopped_by and done < steps:
+                checkpoint.say_saved(done, steps)
+                raise Stopped(stopped_by, done)
 
 
 def loader_config(config: TrainConfig, initial: Initial, model: nn.Module) -> LoaderConfig:

@@ -23,7 +23,10 @@ def create_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW
         if weight.requires_grad:
             (decayed if weight.dim() >= 2 and name not in excepted else others).append(weight)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), fused=True)
+    device = decayed[0].device
+    # On a GPU a tensor, which a captured or compiled step reads anew; on the CPU the fused kernel takes a double.
+    lr = torch.tensor(config.peak_lr, device=device) if device.type == "cuda" else config.peak_lr
+    return torch.optim.AdamW(groups, lr=lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int) -> float:
@@ -42,9 +45,14 @@ def update(optimiser: torch.optim.AdamW, lr: float) -> Update:
     """One step, unless some gradient is not finite. The device decides; the host does not wait for it."""
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], foreach=True)
+    if hasattr(norm, "full_tensor"):  # a DTensor, which costs a second to import
+        norm = norm.full_tensor()  # of sharded gradients each rank has a part
     skipped = (~torch.isfinite(norm)).float()
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
     optimiser.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel reads it, as it does for GradScaler
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)

@@ -222,9 +222,7 @@ def step_once(data: Path, out: Path) -> tuple[float, list[NDArray[np.float32]]]:
     model, _ = loop.build(config, device)
     with data_of_run.batches(loop.loader_config(config, Initial(), model), device, first_step=0, last_step=1) as loader:
         batch = next(loader)
-    forward = loop.over_ranks(model, device)  # must outlive the backward, in which it averages
-    loss = forward(batch)
-    loss.backward()
+    loss = loop.Backward(model, device, config.micro_batch_size, out)(batch)
     return loss.item(), [weight.grad.numpy() for weight in model.parameters() if weight.grad is not None]
 
 

@@ -1,0 +1,64 @@
+"""What `make gpu-check` asks of a training step: that it never waits, and what compilation and micro-batches cost."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.checks import Numbers
+from benchmarks.gpu_generate import CUDA
+from benchmarks.gpu_modules import milliseconds
+
+BATCH = 384
+
+
+def training_steps() -> Numbers:
+    """ViT-B/16 at 224, bfloat16, 384 resident pictures a step: rate and peak memory, each with no wait asserted."""
+    numbers: Numbers = {}
+    cases: dict[str, dict[str, Any]] = {
+        "eager": {"compile": "off"},
+        "compiled": {"compile": "on"},
+        "compiled_micro_96": {"compile": "on", "micro_batch_size": 96},
+        "checkpointed": {"compile": "off", "activation_checkpointing": True},
+    }
+    for name, fields in cases.items():
+        step = _step(**fields)
+        for _ in range(3):  # compiles, allocates
+            step()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        numbers[f"images_per_second_{name}"] = BATCH * 1e3 / milliseconds(step, 10)
+        numbers[f"peak_gib_{name}"] = torch.cuda.max_memory_allocated() / 2**30
+        del step
+        torch.cuda.empty_cache()
+    return numbers
+
+
+def _step(**fields: Any) -> partial[None]:
+    from stablerep.data.loader import Batch
+    from stablerep.train import loop
+    from stablerep.train.config import TrainConfig
+
+    config = TrainConfig(data=("none",), out=Path("none"), batch_size=BATCH, device="cuda", **fields)
+    images = torch.randn(BATCH, 3, 224, 224, device=CUDA).to(memory_format=torch.channels_last)
+    batch = Batch(images, torch.arange(BATCH, device=CUDA) // config.views)
+    model, optimiser = loop.build(config, CUDA)
+    backward = loop.Backward(model, CUDA, config.micro_batch_size, Path(tempfile.gettempdir()))
+    metrics = loop.Metrics(CUDA, BATCH)
+
+    def step() -> None:
+        torch.manual_seed(0)
+        loss = backward(batch)
+        metrics.add(loss, loop.update(optimiser, config.peak_lr))
+
+    return partial(step)
