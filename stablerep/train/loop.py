@@ -24,7 +24,7 @@ from stablerep.runlog import RunLog, progress
 from stablerep.train import checkpoint, summary
 from stablerep.train.config import OBJECTIVES, TrainConfig
 from stablerep.train.initial import Initial, load_initial, refuse_tag
-from stablerep.train.metrics import Metrics, progress_note, refuse_divergence
+from stablerep.train.metrics import metrics_of, progress_note, refuse_divergence
 from stablerep.train.objectives import create_objective
 from stablerep.train.optimiser import create_optimiser, learning_rate, update
 
@@ -135,7 +135,7 @@ def run(
         RunLog(out, first + 1, enabled=is_first_rank) as log,
         progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
     ):
-        metrics = Metrics(device, size)
+        metrics = metrics_of(config, model, device)
         for step, batch in enumerate(metrics.timed(batches), first):
             torch.manual_seed(_step_seed(config.seed, step))  # dropout and the like: resumed runs draw the same
             loss = forward(batch)
@@ -145,7 +145,7 @@ def run(
 
             done = step + 1
             if done % config.log_every == 0 or done == steps:
-                means = metrics.drain() | data.drain()  # the only waits for the device, but for checkpoints
+                means = metrics.drain(batch.labels) | data.drain()  # the only waits for the device, but for checkpoints
                 log.write(done, lr=lr, epoch=done / data.steps_per_epoch, **means)
                 refuse_divergence(means, done, config)
                 bar.update(done * size, progress_note(means))
