@@ -41,12 +41,16 @@ def train(**fields: Any) -> Path:
     from stablerep.train.config import TrainConfig
     from stablerep.train.loop import train
 
-    config, open_online = from_fields(TrainConfig, fields), None
+    config, open_online, open_probe = from_fields(TrainConfig, fields), None, None
     if config.online:
         from stablerep.generate.online import opener
 
         open_online = opener(config.online, Path(config.out))
-    return train(config, open_online)
+    if config.watch:
+        from stablerep.evaluate.watch import open_watch
+
+        open_probe = open_watch(config.watch, config.seed)
+    return train(config, open_online, open_probe)
 
 
 def evaluate(**fields: Any) -> dict[str, Any]:

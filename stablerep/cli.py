@@ -156,12 +156,23 @@ def train(argv: Sequence[str] | None = None) -> None:
             from stablerep.generate.online import opener
 
             open_online = opener(config.online, config.out)
+        if config.dry_run:
+            from stablerep.train.dry_run import estimate
+
+            print(estimate(config, open_online))
+            return
+        open_probe = None
+        if config.watch:
+            from stablerep.evaluate.watch import open_watch
+
+            open_probe = open_watch(config.watch, config.seed)
         from stablerep.train.loop import train
 
-        exported = train(config, open_online)
+        exported = train(config, open_online, open_probe)
         from stablerep.train.summary import summarise
+        from stablerep.train.watch import best_line
 
-        print("\n".join([f"encoder in {exported}", *summarise(config.out)]))
+        print("\n".join([f"encoder in {exported}", *best_line(config.out), *summarise(config.out)]))
 
     _command("stablerep-train", run, argv)
 

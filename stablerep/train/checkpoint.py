@@ -25,7 +25,8 @@ from stablerep.train.config import TrainConfig
 CHECKPOINTS = "checkpoints"
 ONLINE = "online.yaml"  # the identity of the pictures that are painted for the run
 # What may differ when a run goes on: where it is, what it runs on and what it leaves behind, not what it computes.
-FREE = ("out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "max_damaged", "cache_dir", "cache_gb")
+FREE = ("out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "max_damaged", "cache_dir", "cache_gb",
+        "watch", "watch_every", "track", "dry_run", "usd_per_hour")  # fmt: skip
 
 log = logging.getLogger("stablerep.train")
 

@@ -27,17 +27,22 @@ from stablerep.train.initial import Initial, load_initial, refuse_tag
 from stablerep.train.metrics import metrics_of, progress_note, refuse_divergence
 from stablerep.train.objectives import create_objective
 from stablerep.train.optimiser import create_optimiser, learning_rate, update
+from stablerep.train.trackers import check_installed, open_trackers
+from stablerep.train.watch import OpenWatch, Watch
 
 OpenOnline = Callable[[torch.device], OnlineGenerator]
 
 
-def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  # the exported encoder's folder
+def train(
+    config: TrainConfig, open_online: OpenOnline | None = None, open_watch: OpenWatch | None = None
+) -> Path:  # the exported encoder's folder
     """Train an encoder, or go on with the run in config.out; a finished run is returned at once.
 
     Under torchrun every rank calls this; the first one writes.
 
     Args:
         open_online: opens what config.online asks for on this rank's device.
+        open_watch: opens what config.watch asks for there.
 
     Raises:
         UserError: what the config asks for cannot be done.
@@ -50,6 +55,7 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
             return exported
         if not begun:  # before there was --pretrained, a tag meant nothing; such a run goes on
             refuse_tag(config)
+        check_installed(config)
         # Data and weights before the folder: a mistake there must not leave one behind.
         data = open_data(config, device, open_online)
         model, optimiser = build(config, device)
@@ -60,9 +66,13 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
             initial.save(out)
         if distributed.rank() == 0 and data.pictures:
             summary.write_data(out, config.data, data.pictures)
-        run(config, out, data, model, optimiser, device, initial)
+        transform = replace(initial.transform(config.image_size), bit_range=summary.bit_range_of(data.pictures))
+        watch = None
+        if config.watch:
+            assert open_watch is not None, "config.watch needs open_watch"
+            watch = Watch(config, open_watch(device), transform, initial.initialized_from)
+        run(config, out, data, model, optimiser, device, initial, watch)
         if distributed.rank() == 0:
-            transform = replace(initial.transform(config.image_size), bit_range=summary.bit_range_of(data.pictures))
             encoder, name = model.get_submodule("encoder"), initial.initialized_from
             save_exported(encoder, config.arch, transform, exported, name)
         distributed.barrier()
@@ -122,6 +132,7 @@ def run(
     optimiser: torch.optim.AdamW,
     device: torch.device,
     initial: Initial,
+    watch: Watch | None = None,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the last step; the model then holds the result."""
     steps = config.steps or math.ceil(config.epochs * data.steps_per_epoch)
@@ -132,7 +143,7 @@ def run(
     with (
         # First, before the bar and the clock: filling a pool has its own.
         data.batches(loader_config(config, initial), device, first_step=first, last_step=steps) as batches,
-        RunLog(out, first + 1, enabled=is_first_rank) as log,
+        RunLog(out, first + 1, enabled=is_first_rank, trackers=open_trackers(config) if is_first_rank else ()) as log,
         progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
     ):
         metrics = metrics_of(config, model, device)
@@ -149,6 +160,9 @@ def run(
                 log.write(done, lr=lr, epoch=done / data.steps_per_epoch, **means)
                 refuse_divergence(means, done, config)
                 bar.update(done * size, progress_note(means))
+            if watch and (done % config.watch_every == 0 or done == steps):
+                with metrics.paused():
+                    log.write(done, **watch.look(done, model.get_submodule("encoder")))
             if is_first_rank and (done % config.checkpoint_every == 0 or done == steps):
                 state = checkpoint.state_of(data, model, optimiser)
                 checkpoint.save(out / checkpoint.CHECKPOINTS, done, state, config.keep_checkpoints)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -51,6 +52,13 @@ class Metrics:
             if batch is None:
                 return
             yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is no training's."""
+        start = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - start
 
     def add(self, loss: Tensor, update: Update) -> None:
         """Add one step; stays on the device."""
