@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
-__all__ = ["default_generator", "evaluate", "generate", "load_encoder", "train"]
+__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "train"]
 
 # Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
 
@@ -62,6 +62,15 @@ def evaluate(**fields: Any) -> dict[str, Any]:
     return evaluate(from_fields(EvaluateConfig, fields))
 
 
+def export(**fields: Any) -> list[str]:
+    """Write an encoder for timm, the hub, ONNX or TensorRT; fields as in export.config.ExportConfig."""
+    from stablerep.config import from_fields
+    from stablerep.export.config import ExportConfig
+    from stablerep.export.run import export
+
+    return export(from_fields(ExportConfig, fields))
+
+
 def load_encoder(path_or_name: str | Path, arch: str | None = None) -> tuple[nn.Module, InputTransform]:
     """Open an encoder with the transform its pictures need; it comes in eval mode, without classifier.
 
@@ -82,7 +91,7 @@ def default_generator() -> Path:
 
 
 class _Face(ModuleType):
-    """generate, train and evaluate are functions here and the names of the packages that do the work.
+    """generate, train, evaluate and export are functions here and the names of the packages that do the work.
 
     Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import loop`
     finds the packages as ever.

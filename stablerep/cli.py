@@ -195,6 +195,21 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     _command("stablerep-eval", run, argv)
 
 
+def export(argv: Sequence[str] | None = None) -> None:
+    """Write an encoder for timm, the hub, ONNX or TensorRT."""
+
+    def run(argv: Sequence[str]) -> None:
+        from stablerep.export.config import ExportConfig
+
+        first = ["--checkpoint"] if argv and not argv[0].startswith("-") else []
+        config = _parse(ExportConfig, [*first, *argv], "stablerep-export")
+        from stablerep.export.run import export
+
+        print("\n".join(export(config)))
+
+    _command("stablerep-export", run, argv)
+
+
 def engine(argv: Sequence[str] | None = None) -> None:
     """Compile a model's UNet and VAE, and look after what is compiled."""
 
@@ -236,7 +251,8 @@ def doctor(argv: Sequence[str] | None = None) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str] | None], None]] = {
-    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "engine": engine, "doctor": doctor,
+    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "export": export, "engine": engine,
+    "doctor": doctor,
 }  # fmt: skip
 
 
@@ -271,13 +287,14 @@ def _configs() -> dict[str, Any]:
     """The flags of each command, for completion."""
     from stablerep.engines.config import COMMANDS as ENGINE
     from stablerep.evaluate.config import EvaluateConfig
+    from stablerep.export.config import ExportConfig
     from stablerep.generate.config import GenerateConfig
     from stablerep.prompts.config import PromptsConfig
     from stablerep.train.config import TrainConfig
 
     flags = {"prompts": PromptsConfig, "gen": GenerateConfig, "train": TrainConfig, "eval": EvaluateConfig}
     doctor = dataclasses.make_dataclass("Doctor", [])
-    return {**flags, "engine": ENGINE, "doctor": doctor}
+    return {**flags, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
 
 
 def _usage(prog: str, verbs: Mapping[str, object]) -> str:

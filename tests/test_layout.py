@@ -31,10 +31,11 @@ ARROWS: dict[str, set[str]] = {
     "generate": PARTS | {"engines"},
     "train": PARTS,
     "evaluate": PARTS,
+    "export": PARTS | {"engines"},
     "search": PARTS | {"generate", "train", "evaluate"},
     "report": PARTS | {"generate", "train", "evaluate"},
     "doctor": LOW,
-    "cli": PARTS | {"engines", "generate", "train", "evaluate", "search", "report", "doctor", "__version__"},
+    "cli": PARTS | {"engines", "generate", "train", "evaluate", "export", "search", "report", "doctor", "__version__"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MOST_LINES = 400
