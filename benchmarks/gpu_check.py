@@ -52,17 +52,18 @@ class Result:
     numbers: Numbers
 
 
-def benchmark(op: str, out: Path) -> Numbers:
-    """The op's benchmark, beside its peers; its rows also go to the folder of the records."""
+def benchmark(what: str, out: Path) -> Numbers:
+    """A benchmark (`ops/test_NAME`), beside its peers; its rows also go to the folder of the records."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [f"{ROOT}/benchmarks/ops/test_{op}.py", "-k", "cuda", "--benchmark", f"--out={folder}"]
+        arguments = [f"{ROOT}/benchmarks/{what}.py", "-k", "cuda", "--benchmark", f"--out={folder}"]
         code = pytest.main([*arguments, "-q", "--no-header", "-p", "no:cacheprovider"])
         rows = [json.loads(line) for file in Path(folder).glob("*.jsonl") for line in file.read_text().splitlines()]
         for file in Path(folder).glob("*.jsonl"):
             with (out / file.name).open("a") as kept:
                 kept.write(file.read_text())
     for row in rows:
-        print(f"    {row['case']}, {row['impl']}: {row['p50_ms']:.3f} ms, {row['peak_mib']:.0f} MiB", flush=True)
+        peak = "" if row["peak_mib"] is None else f", {row['peak_mib']:.0f} MiB"
+        print(f"    {row['case']}, {row['impl']}: {row['p50_ms']:.3f} ms{peak}", flush=True)
     assert code == 0, f"pytest ended with {code!r}; its lines are above"
     return {"rows": rows}
 
@@ -173,7 +174,8 @@ def checks_by_name(out: Path) -> dict[str, Callable[[], Numbers]]:
     of_networks = (gpu_modules.sd15_modules, gpu_modules.vit_step, gpu_train.training_steps)
     return {
         **{check.__name__: check for check in (*of_ops, *of_painting, *of_networks, training)},
-        **{f"benchmark_{op}": functools.partial(benchmark, op, out) for op in OPS},
+        **{f"benchmark_{op}": functools.partial(benchmark, f"ops/test_{op}", out) for op in OPS},
+        "benchmark_training": functools.partial(benchmark, "train/test_training", out),
     }
 
 

@@ -63,7 +63,21 @@ class Bench:
                 run()
             return []
         samples = interleaved(device, impls)
-        rows = [_row(case, impl, device, samples[impl], peak_mib(device, run), work) for impl, run in impls.items()]
+        peaks = {impl: peak_mib(device, run) for impl, run in impls.items()}
+        return self.keep(case, device, samples, peaks, work)
+
+    def keep(
+        self,
+        case: str,
+        device: str,
+        samples: Mapping[str, list[float]],  # milliseconds
+        peaks: Mapping[str, float | None] | None = None,
+        work: Work | None = None,
+    ) -> list[Row]:
+        """Record what was timed elsewhere; out=None records nothing."""
+        if self.out is None:
+            return []
+        rows = [_row(case, impl, device, each, (peaks or {}).get(impl), work) for impl, each in samples.items()]
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / f"{datetime.date.today()}_{device_slug(device)}.jsonl").open("a") as file:
             file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)

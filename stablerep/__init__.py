@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
-__all__ = ["default_generator", "evaluate", "generate", "load_encoder", "train"]
+__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "train"]
 
 # Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
 
@@ -41,12 +41,16 @@ def train(**fields: Any) -> Path:
     from stablerep.train.config import TrainConfig
     from stablerep.train.loop import train
 
-    config, open_online = from_fields(TrainConfig, fields), None
+    config, open_online, open_probe = from_fields(TrainConfig, fields), None, None
     if config.online:
         from stablerep.generate.online import opener
 
         open_online = opener(config.online, Path(config.out))
-    return train(config, open_online)
+    if config.watch:
+        from stablerep.evaluate.watch import open_watch
+
+        open_probe = open_watch(config.watch, config.seed)
+    return train(config, open_online, open_probe)
 
 
 def evaluate(**fields: Any) -> dict[str, Any]:
@@ -56,6 +60,15 @@ def evaluate(**fields: Any) -> dict[str, Any]:
     from stablerep.evaluate.run import evaluate
 
     return evaluate(from_fields(EvaluateConfig, fields))
+
+
+def export(**fields: Any) -> list[str]:
+    """Write an encoder for timm, the hub, ONNX or TensorRT; fields as in export.config.ExportConfig."""
+    from stablerep.config import from_fields
+    from stablerep.export.config import ExportConfig
+    from stablerep.export.run import export
+
+    return export(from_fields(ExportConfig, fields))
 
 
 def load_encoder(path_or_name: str | Path, arch: str | None = None) -> tuple[nn.Module, InputTransform]:
@@ -78,7 +91,7 @@ def default_generator() -> Path:
 
 
 class _Face(ModuleType):
-    """generate, train and evaluate are functions here and the names of the packages that do the work.
+    """generate, train, evaluate and export are functions here and the names of the packages that do the work.
 
     Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import loop`
     finds the packages as ever.

@@ -126,12 +126,23 @@ def train(argv: Sequence[str] | None = None) -> None:
             from stablerep.generate.online import opener
 
             open_online = opener(config.online, config.out)
+        if config.dry_run:
+            from stablerep.train.dry_run import estimate
+
+            print(estimate(config, open_online))
+            return
+        open_probe = None
+        if config.watch:
+            from stablerep.evaluate.watch import open_watch
+
+            open_probe = open_watch(config.watch, config.seed)
         from stablerep.train.loop import train
 
-        exported = train(config, open_online)
+        exported = train(config, open_online, open_probe)
         from stablerep.train.summary import summarise
+        from stablerep.train.watch import best_line
 
-        print("\n".join([f"encoder in {exported}", *summarise(config.out)]))
+        print("\n".join([f"encoder in {exported}", *best_line(config.out), *summarise(config.out)]))
 
     run_command("stablerep-train", run, argv)
 
@@ -152,6 +163,21 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         print("\n".join(notes(results)))
 
     run_command("stablerep-eval", run, argv)
+
+
+def export(argv: Sequence[str] | None = None) -> None:
+    """Write an encoder for timm, the hub, ONNX or TensorRT."""
+
+    def run(argv: Sequence[str]) -> None:
+        from stablerep.export.config import ExportConfig
+
+        first = ["--checkpoint"] if argv and not argv[0].startswith("-") else []
+        config = _parse(ExportConfig, [*first, *argv], "stablerep-export")
+        from stablerep.export.run import export
+
+        print("\n".join(export(config)))
+
+    run_command("stablerep-export", run, argv)
 
 
 def engine(argv: Sequence[str] | None = None) -> None:
@@ -195,7 +221,8 @@ def doctor(argv: Sequence[str] | None = None) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str] | None], None]] = {
-    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "engine": engine, "doctor": doctor,
+    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "export": export, "engine": engine,
+    "doctor": doctor,
 }  # fmt: skip
 
 
@@ -230,13 +257,14 @@ def _configs() -> dict[str, Any]:
     """The flags of each command, for completion."""
     from stablerep.engines.config import COMMANDS as ENGINE
     from stablerep.evaluate.config import EvaluateConfig
+    from stablerep.export.config import ExportConfig
     from stablerep.generate.config import GenerateConfig
     from stablerep.prompts.config import PromptsConfig
     from stablerep.train.config import TrainConfig
 
     flags = {"prompts": PromptsConfig, "gen": GenerateConfig, "train": TrainConfig, "eval": EvaluateConfig}
     doctor = dataclasses.make_dataclass("Doctor", [])
-    return {**flags, "engine": ENGINE, "doctor": doctor}
+    return {**flags, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
 
 
 def _usage(prog: str, verbs: Mapping[str, object]) -> str:

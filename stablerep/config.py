@@ -121,7 +121,7 @@ def parse(
         if at + 1 == len(argv):
             raise UserError("--config needs the path of a YAML file")
         given = {word.split("=")[0] for word in argv}
-        path = Path(argv[at + 1]).expanduser()
+        path = _config_file(cls, argv[at + 1])
         argv[at : at + 2] = _flags(cls, _read(path), path, skip=given)
     fields: Any = tyro.cli(
         with_help(cls),
@@ -261,6 +261,21 @@ def _gather(cls: type, argv: Sequence[str]) -> list[str]:
             taker = others
         taker.append(word)
     return others + [word for flag, words in values.items() for word in (flag, *words)]
+
+
+def presets(cls: type) -> dict[str, Path]:
+    """The YAML files that come with a config, by the name that --config takes: those of the folder cls.PRESETS."""
+    folder: Path | None = getattr(cls, "PRESETS", None)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def _config_file(cls: type, text: str) -> Path:
+    """A path, or one of the presets; a file of that name goes first."""
+    path, known = Path(text).expanduser(), presets(cls)
+    if known and not path.exists() and path.name == text and not path.suffix:
+        check_choice("--config", text, known)
+        return known[text]
+    return path
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from stablerep.config import FIRST_LOOK, docstrings, flag_of, inner_configs
+from stablerep.config import FIRST_LOOK, docstrings, flag_of, inner_configs, presets
 
 LEFT, WIDEST = 29, 100  # columns of the flags, and of all: longer lines are hard to read
 NAMES = {str: "STR", int: "INT", float: "FLOAT", Path: "PATH"}
@@ -47,7 +47,9 @@ def help_text(cls: type, prog: str, *, everything: bool) -> str:
             heading = flag.heading
         text = _first_sentence(flag.text) if brief else flag.text
         lines.append(_entry(flag.left, f"{text} {flag.default}".strip(), width))
-    lines += ["", _entry("--config FILE.yaml", "Read the fields from there; flags win.", width)]
+    known = presets(cls)
+    or_preset = f" Or one that comes with it: {', '.join(known)}." if known else ""
+    lines += ["", _entry("--config FILE.yaml", f"Read the fields from there; flags win.{or_preset}", width)]
     if brief:
         lines.append(_entry("--help-all", f"All {len(flags)} flags, and more on these.", width))
     lines.append(_entry("--tyro-print-completion SHELL", "Print a completion script for bash, zsh or fish.", width))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +19,28 @@ if TYPE_CHECKING:
 PLAIN_LINE_SECONDS = 10.0
 
 
+class Tracker(Protocol):
+    """Another place for a run's numbers."""
+
+    id: str
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class RunLog:
     """A run's numbers: a JSON line a step in metrics.jsonl, and the same as TensorBoard events.
 
     first_step is the first step this process will write. Lines from there on, left by a run that was cut off after
     its last checkpoint, are dropped. Other ranks than the first pass enabled=False: they write nothing.
+    Trackers get the same numbers, and are closed with it.
     """
 
-    def __init__(self, folder: Path, first_step: int = 0, *, enabled: bool = True) -> None:
-        self._enabled = enabled
+    def __init__(
+        self, folder: Path, first_step: int = 0, *, enabled: bool = True, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self._enabled, self._trackers = enabled, trackers
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter  # 1 s: only a run that logs pays for it
@@ -47,11 +60,15 @@ class RunLog:
         self._lines.flush()
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.write(step, scalars)
 
     def close(self) -> None:
         if self._enabled:
             self._lines.close()
             self._events.close()
+            for tracker in self._trackers:
+                tracker.close()
 
     def __enter__(self) -> RunLog:
         return self

@@ -31,11 +31,12 @@ ARROWS: dict[str, set[str]] = {
     "generate": PARTS | {"engines"},
     "train": PARTS,
     "evaluate": PARTS,
+    "export": PARTS | {"engines"},
     "search": PARTS | {"generate", "train", "evaluate"},
     "report": PARTS | {"generate", "train", "evaluate"},
     "doctor": LOW,
     "process": {"config", "__version__"},
-    "cli": PARTS | {"process", "engines", "generate", "train", "evaluate", "search", "report", "doctor"},
+    "cli": PARTS | {"process", "engines", "generate", "train", "evaluate", "export", "search", "report", "doctor"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MOST_LINES = 400

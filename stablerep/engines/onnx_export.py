@@ -57,7 +57,7 @@ def export(spec: ModuleSpec, folder: Path) -> None:
     inputs = spec.example_inputs(2)  # one row would be taken for a constant
     rows = torch.export.Dim("rows", min=1, max=MOST_ROWS)
     dynamic = {name: {0: rows} if spec.row_shapes[name] else None for name in inputs}
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             spec.module,
             (),
@@ -101,7 +101,7 @@ def check_precision(folder: Path, dtype: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's notes on itself."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def build(spec: ModuleSpec, most_rows: int, folder: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=folder) as graphs:
         onnx_export.export(spec, Path(graphs))
-        plan = _compile(spec, Path(graphs) / onnx_export.GRAPH_FILE, most_rows)
+        graph = Path(graphs) / onnx_export.GRAPH_FILE
+        plan = compile_graph(spec.name, graph, spec.row_shapes, most_rows)
     weights = sum(weight.nbytes for weight in spec.module.parameters())
     if plan.nbytes < 0.9 * weights:
         raise UserError(f"TensorRT kept {spec.name} in {plan.nbytes} bytes, too few for weights in the dtype asked for")
@@ -161,7 +163,12 @@ def _context(engine: Any, device: torch.device) -> Any:
     return context
 
 
-def _compile(spec: ModuleSpec, graph: Path, most_rows: int) -> Any:
+def compile_graph(name: str, graph: Path, row_shapes: Mapping[str, tuple[int, ...] | None], most_rows: int) -> Any:
+    """The plan of a graph whose inputs take 1 to most_rows rows of these shapes; None: an input without rows.
+
+    Raises:
+        UserError: TensorRT refuses the graph.
+    """
     trt = _library()
     builder = trt.Builder(_logger())
     # The dtype is in the graph; strongly typed, TensorRT computes in it and no other. TensorRT 11 knows nothing else.
@@ -170,17 +177,17 @@ def _compile(spec: ModuleSpec, graph: Path, most_rows: int) -> Any:
     parser = trt.OnnxParser(network, _logger())
     if not parser.parse_from_file(str(graph)):
         reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-        raise UserError(f"TensorRT cannot read the graph of {spec.name}: {' '.join(reasons.split())[:300]}")
+        raise UserError(f"TensorRT cannot read the graph of {name}: {' '.join(reasons.split())[:300]}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
     profile = builder.create_optimization_profile()
-    for name, shape in spec.row_shapes.items():
+    for input_name, shape in row_shapes.items():
         if shape:
-            profile.set_shape(name, (1, *shape), (most_rows, *shape), (most_rows, *shape))
+            profile.set_shape(input_name, (1, *shape), (most_rows, *shape), (most_rows, *shape))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise UserError(f"TensorRT cannot compile {spec.name}: {_last_error()}")
+        raise UserError(f"TensorRT cannot compile {name}: {_last_error()}")
     return plan
 
 

@@ -29,6 +29,7 @@ ONLINE = "online.yaml"  # the identity of the pictures that are painted for the 
 FREE = (
     "out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "max_damaged", "cache_dir", "cache_gb",
     "micro_batch_size", "activation_checkpointing", "compile", "parallel",
+    "watch", "watch_every", "track", "dry_run", "usd_per_hour",
 )  # fmt: skip
 
 log = logging.getLogger("stablerep.train")

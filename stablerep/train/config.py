@@ -22,11 +22,14 @@ from stablerep.train.objective_config import OBJECTIVES, SynclrConfig, TextConfi
 PRECISIONS = ("auto", "bf16", "fp32")
 PARALLEL = ("ddp", "fsdp")
 COMPILE = ("auto", "on", "off")
+TRACKERS = ("wandb", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train an encoder so that pictures of one prompt (or views of one picture) come to lie together."""
+
+    PRESETS = Path(__file__).parent / "presets"  # what --config takes by name
 
     DATA: ClassVar = "What to train on"
 
@@ -49,7 +52,7 @@ class TrainConfig:
     """How much of them is kept."""
 
     online: FirstLook[str | None] = None
-    """Paint while training: PATH or PATH:WEIGHT of a YAML file of stablerep-gen's flags (prompts, model ...).
+    """Paint while training: PATH or PATH:WEIGHT of a YAML file of stablerep-gen's flags.
     Instead of --data or mixed with it; no picture is written."""
 
     pool_prompts: int = 0
@@ -80,7 +83,7 @@ class TrainConfig:
     """`bf16` (autocast), `fp32`, or `auto`: bf16 on CUDA, fp32 elsewhere."""
 
     seed: FirstLook[int] = 0
-    """Draws weights, batches and augmentation."""
+    """Draws weights, batches, augmentation."""
 
     checkpoint_every: int = 200
     """Steps between checkpoints."""
@@ -90,6 +93,23 @@ class TrainConfig:
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl; the device is waited for only there."""
+
+    watch: str | None = None
+    """A labelled set, as stablerep-eval takes it for --data. Every --watch-every steps the encoder is measured by
+    nearest neighbours among its training photos; the best one is kept in exported_best/. Test photos are not used."""
+
+    watch_every: int = 1000
+    """Steps between two such measurements."""
+
+    track: tuple[str, ...] = ()
+    """Send the metrics to `wandb` or `mlflow` too. Their own variables say where: WANDB_MODE=offline,
+    MLFLOW_TRACKING_URI."""
+
+    dry_run: bool = False
+    """Take a few steps, write nothing, and print how many steps, hours and bytes the run would take."""
+
+    usd_per_hour: float | None = None
+    """What a device costs; --dry-run then prints what the run would cost."""
 
     MEMORY: ClassVar = "Memory and speed: the gradient stays the same"
 
@@ -122,7 +142,7 @@ class TrainConfig:
     --checkpoint, of the model of --arch; of a run also the head, where its widths are the same."""
 
     image_size: FirstLook[int] = 224
-    """Side in pixels of the crops the encoder is trained on."""
+    """Side of the crops in pixels."""
 
     LOSS: ClassVar = "Objective and head"
 
@@ -178,6 +198,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
+        object.__setattr__(self, "track", (self.track,) if isinstance(self.track, str) else tuple(self.track))
         if not self.data and not self.online:
             raise UserError("--data is missing; give shards of stablerep-gen or a folder of pictures, or --online")
         check_choice("--objective", self.objective, OBJECTIVES)
@@ -191,12 +212,16 @@ class TrainConfig:
         check_choice("--precision", self.precision, PRECISIONS)
         check_choice("--parallel", self.parallel, PARALLEL)
         check_choice("--compile", self.compile, COMPILE)
+        for name in self.track:
+            check_choice("--track", name, TRACKERS)
+        if self.usd_per_hour is not None and not (self.dry_run and 0 <= self.usd_per_hour < float("inf")):
+            raise UserError(f"--usd-per-hour {self.usd_per_hour} must be a price, and goes with --dry-run")
         if self.pretrained and self.init:
             raise UserError(f"--pretrained and --init {self.init} both say what to begin with; give one of them")
         check_at_least(
             self, image_size=8, views_per_prompt=2, batch_size=4, steps=0, weight_decay=0, head_hidden=1, head_out=1,
             seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1, pool_prompts=0, pool_uses=1,
-            micro_batch_size=0,
+            micro_batch_size=0, watch_every=1,
         )  # fmt: skip
         check_above_zero(self, "epochs", "base_lr", "temperature", "cache_gb")
         parse_bit_range(self.bit_range)

@@ -26,21 +26,26 @@ from stablerep.train.acceleration import choose_precision, compile_model
 from stablerep.train.backward import Backward
 from stablerep.train.config import OBJECTIVES, TrainConfig
 from stablerep.train.initial import Initial, load_initial, refuse_tag
-from stablerep.train.metrics import Metrics, progress_note, refuse_divergence
+from stablerep.train.metrics import metrics_of, progress_note, refuse_divergence
 from stablerep.train.objectives import create_objective
 from stablerep.train.optimiser import create_optimiser, learning_rate, update
 from stablerep.train.stopping import Stopped, listening
+from stablerep.train.trackers import check_installed, open_trackers
+from stablerep.train.watch import OpenWatch, Watch
 
 OpenOnline = Callable[[torch.device], OnlineGenerator]
 
 
-def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  # the exported encoder's folder
+def train(
+    config: TrainConfig, open_online: OpenOnline | None = None, open_watch: OpenWatch | None = None
+) -> Path:  # the exported encoder's folder
     """Train an encoder, or go on with the run in config.out; a finished run is returned at once.
 
     Under torchrun every rank calls this; the first one writes.
 
     Args:
         open_online: opens what config.online asks for on this rank's device.
+        open_watch: opens what config.watch asks for there.
 
     Raises:
         UserError: what the config asks for cannot be done.
@@ -54,6 +59,7 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
             return exported
         if not begun:  # before there was --pretrained, a tag meant nothing; such a run goes on
             refuse_tag(config)
+        check_installed(config)
         # Data and weights before the folder: a mistake there must not leave one behind.
         data = open_data(config, device, open_online)
         model, optimiser = build(config, device)
@@ -66,10 +72,14 @@ def train(config: TrainConfig, open_online: OpenOnline | None = None) -> Path:  
             initial.save(out)
         if distributed.rank() == 0 and data.pictures:
             summary.write_data(out, config.data, data.pictures)
-        run(config, out, data, model, optimiser, device, initial)
+        transform = replace(initial.transform(config.image_size), bit_range=summary.bit_range_of(data.pictures))
+        watch = None
+        if config.watch:
+            assert open_watch is not None, "config.watch needs open_watch"
+            watch = Watch(config, open_watch(device), transform, initial.initialized_from)
+        run(config, out, data, model, optimiser, device, initial, watch)
         encoder = parallel.whole_encoder(model, config)
         if distributed.rank() == 0:
-            transform = replace(initial.transform(config.image_size), bit_range=summary.bit_range_of(data.pictures))
             name = initial.initialized_from
             save_exported(encoder, config.arch, transform, exported, name, getattr(model, "save_beside", None))
         distributed.barrier()
@@ -138,6 +148,7 @@ def run(
     optimiser: torch.optim.AdamW,
     device: torch.device,
     initial: Initial,
+    watch: Watch | None = None,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the last step; the model then holds the result."""
     steps = config.steps or math.ceil(config.epochs * data.steps_per_epoch)
@@ -151,11 +162,11 @@ def run(
     with (
         # First, before the bar and the clock: filling a pool has its own.
         data.batches(loader_config(config, initial, model), device, first_step=first, last_step=steps) as batches,
-        RunLog(out, first + 1, enabled=is_first_rank) as log,
+        RunLog(out, first + 1, enabled=is_first_rank, trackers=open_trackers(config) if is_first_rank else ()) as log,
         progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
         listening() as request,
     ):
-        metrics = Metrics(device, size)
+        metrics = metrics_of(config, model, device)
         for step, batch in enumerate(metrics.timed(batches), first):
             torch.manual_seed(_step_seed(config.seed, step))  # dropout and the like: resumed runs draw the same
             loss = backward(batch)
@@ -165,11 +176,14 @@ def run(
             done = step + 1
             update_teacher(done / steps)
             if done % config.log_every == 0 or done == steps:
-                means = metrics.drain() | data.drain()  # the only waits for the device, but for checkpoints
+                means = metrics.drain(batch.labels) | data.drain()  # the only waits for the device, but for checkpoints
                 peak = memory.peak_gb(device)
                 log.write(done, lr=lr, epoch=done / data.steps_per_epoch, peak_memory_gb=peak, **means)
                 refuse_divergence(means, done, config)
                 bar.update(done * size, progress_note(means))
+            if watch and (done % config.watch_every == 0 or done == steps):
+                with metrics.paused():
+                    log.write(done, **watch.look(done, parallel.whole_encoder(model, config)))
             stopped_by = request.agreed_on()
             if done % config.checkpoint_every == 0 or done == steps or stopped_by:
                 state = checkpoint.state_of(data, model, optimiser)  # on every rank: it gathers what is sharded

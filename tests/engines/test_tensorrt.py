@@ -80,7 +80,7 @@ def test_a_plan_of_another_gpu_says_so_and_is_not_taken(tmp_path: Path, monkeypa
 
 
 def test_a_plan_in_lower_precision_than_asked_is_an_error(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tensorrt, "_compile", lambda *_: SimpleNamespace(nbytes=20_000))  # the weights take 73,000
+    monkeypatch.setattr(tensorrt, "compile_graph", lambda *_: SimpleNamespace(nbytes=20_000))  # the weights take 73,000
     store = Store(tmp_path)
     with pytest.raises(UserError, match="in 20000 bytes, too few for weights in the dtype asked for"):
         build_module("trt", tiny_spec(), store, rows=4)
@@ -90,7 +90,7 @@ def test_a_plan_in_lower_precision_than_asked_is_an_error(tmp_path: Path, monkey
 def test_a_graph_that_the_parser_refuses_is_one_line(tmp_path: Path) -> None:
     (tmp_path / onnx_export.GRAPH_FILE).write_bytes(b"no graph")
     with pytest.raises(UserError, match="TensorRT cannot read the graph of vae_decoder") as refused:
-        tensorrt._compile(tiny_spec(), tmp_path / onnx_export.GRAPH_FILE, 4)
+        tensorrt.compile_graph("vae_decoder", tmp_path / onnx_export.GRAPH_FILE, tiny_spec().row_shapes, 4)
     assert "\n" not in str(refused.value)
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from stablerep import config as configs
 from stablerep.config import UserError
+from stablerep.flag_help import help_text
 from stablerep.train.config import PRECISIONS, TrainConfig
 from stablerep.train.loop import train
 from tests.data.pictures import write_shards
@@ -68,3 +70,23 @@ def test_what_only_the_run_can_see_is_one_line_too(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=match) as error:
             train(config(out=tmp_path / f"run{number}", **({"device": "cpu"} | fields)))
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", configs.presets(TrainConfig))
+def test_presets_are_taken_by_name_and_flags_win(name: str, tmp_path: Path) -> None:
+    argv = ["--data", "a", "--out", str(tmp_path), "--config", name, "--seed", "3"]
+    preset = configs.parse(TrainConfig, argv, "stablerep-train")
+    written = yaml.safe_load(configs.presets(TrainConfig)[name].read_text())
+    assert {field: configs.to_dict(preset)[field] for field in written} == written
+    assert preset.seed == 3 and preset.batch_size % preset.views == 0
+
+
+def test_the_presets_of_the_paper_have_its_learning_rate(tmp_path: Path) -> None:
+    argv = ["--data", "a", "--out", str(tmp_path), "--config=stablerep-cc12m"]
+    assert configs.parse(TrainConfig, argv, "stablerep-train").peak_lr == pytest.approx(3.2e-3, rel=0.01)
+    told = " ".join(help_text(TrainConfig, "stablerep-train", everything=False).split())
+    assert ", ".join(configs.presets(TrainConfig)) in told
+    with pytest.raises(UserError, match="--config 'stablerep-cc3m' is unknown; did you mean stablerep-cc12m"):
+        configs.parse(TrainConfig, [*argv[:-1], "--config", "stablerep-cc3m"], "stablerep-train")
+    with pytest.raises(UserError, match=r"--config cc12m\.yaml cannot be read"):
+        configs.parse(TrainConfig, [*argv[:-1], "--config", "cc12m.yaml"], "stablerep-train")
