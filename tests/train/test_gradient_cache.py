@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from stablerep.config import UserError
 from stablerep.data.loader import Batch
-from stablerep.models import ProjectionHead
 from stablerep.train import gradient_cache, loop, memory
 from stablerep.train.backward import Backward
-from stablerep.train.objectives import Contrastive
+from stablerep.train.objectives.contrastive import Contrastive
 from tests.data.pictures import write_shards
 from tests.train.test_loop import config_for, lines
 
@@ -34,7 +33,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def objective_of(dtype: torch.dtype = torch.float32, **options: float) -> Contrastive:
     torch.manual_seed(0)
     encoder = timm.create_model("test_vit", num_classes=0, img_size=32, **options)
-    return Contrastive(encoder, ProjectionHead(64, 16, 8), 0.1, bf16=False).to(dtype)
+    return Contrastive(encoder, config_for(Path("none"), Path("none")), bf16=False).to(dtype)
 
 
 def batch_of(rows: int = 12, dtype: torch.dtype = torch.float32) -> Batch:
