@@ -161,7 +161,8 @@ def train(argv: Sequence[str] | None = None) -> None:
         exported = train(config, open_online)
         from stablerep.train.summary import summarise
 
-        print("\n".join([f"encoder in {exported}", *summarise(config.out)]))
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank comes here
+            print("\n".join([f"encoder in {exported}", *summarise(config.out)]))
 
     _command("stablerep-train", run, argv)
 
