@@ -142,7 +142,8 @@ def train(argv: Sequence[str] | None = None) -> None:
         from stablerep.train.summary import summarise
         from stablerep.train.watch import best_line
 
-        print("\n".join([f"encoder in {exported}", *best_line(config.out), *summarise(config.out)]))
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank comes here
+            print("\n".join([f"encoder in {exported}", *best_line(config.out), *summarise(config.out)]))
 
     run_command("stablerep-train", run, argv)
 

@@ -57,6 +57,7 @@ def start(device: str) -> Iterator[torch.device]:
     store, number, size = next(dist.rendezvous("env://"))
     # torchrun keeps its store when it starts ranks again: addresses of those that died must not be found there.
     store = dist.PrefixStore(f"stablerep/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{size}", store)
+    failed = False
     try:
         chosen = _device(device)
         if chosen.type == "cuda":
@@ -66,10 +67,13 @@ def start(device: str) -> Iterator[torch.device]:
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=LOST_RANK)
         yield chosen
     except Exception as error:
+        failed = True
         _say_once(store, number, error)
         raise
     finally:
-        if dist.is_initialized():
+        if (
+            dist.is_initialized() and not failed
+        ):  # taking it down may wait for ranks that are gone; we are about to leave
             dist.destroy_process_group()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from stablerep import atomic, distributed, run_folder
 from stablerep import config as configs
@@ -96,8 +96,21 @@ def restore(
         raise UserError(
             f"--data holds other pictures than when {out} was begun; bring them back or choose another --out"
         )
+    _refuse_other_model(out / CHECKPOINTS, state["model"], model.state_dict())
     parallel.load(model, optimiser, state["model"], state["optimiser"])
     return state["step"]
+
+
+def _refuse_other_model(folder: Path, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Raise a UserError that names the first weight that a checkpoint has in another shape, or only one of both has."""
+    for name in [*ours, *theirs]:
+        shapes = [tuple(weights[name].shape) if name in weights else None for weights in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            has, needs = (f"is {shape}" if shape is not None else "is not there" for shape in shapes)
+            raise UserError(
+                f"{folder} is of another model: {name} {has}, and in this run {needs}; bring back the run's own "
+                "checkpoints, or delete the folder to begin it anew"
+            )
 
 
 def state_of(data: TrainingData, model: nn.Module, optimiser: torch.optim.AdamW) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +33,8 @@ from stablerep.train.optimiser import create_optimiser, learning_rate, update
 from stablerep.train.stopping import Stopped, listening
 from stablerep.train.trackers import check_installed, open_trackers
 from stablerep.train.watch import OpenWatch, Watch
+
+log = logging.getLogger("stablerep.train")
 
 OpenOnline = Callable[[torch.device], OnlineGenerator]
 
@@ -101,6 +104,7 @@ def open_data(config: TrainConfig, device: torch.device, open_online: OpenOnline
         warn_of_same_files(config.data, sources)
     if not config.online:
         files = Sampler(sources, groups, config.views, config.seed)
+        say_repeats(config, files)
         return TrainingData(files, None, groups, pictures_of(config, files))
     assert open_online is not None, "config.online needs open_online"
     _, weight = split_weight(config.online, "--online")
@@ -111,7 +115,23 @@ def open_data(config: TrainConfig, device: torch.device, open_online: OpenOnline
     if not sources:
         return TrainingData(None, online, groups)
     files = Sampler(sources, groups - painted, config.views, config.seed)
+    say_repeats(config, files)
     return TrainingData(files, online, groups, pictures_of(config, files))
+
+
+def say_repeats(config: TrainConfig, files: Sampler) -> None:
+    """Say of a --data that a batch holds more groups of it than it has: they come up more than once in each."""
+    what = "prompts" if OBJECTIVES[config.objective].group_by == "prompt" else "pictures"
+    shares = share_out(files.images_per_step // config.views, [source.weight for source in files.sources])
+    for name, source, share in zip(config.data, files.sources, shares, strict=True):
+        if share > len(source.count) and distributed.rank() == 0:
+            step = config.views * distributed.world_size()
+            most = config.batch_size * len(source.count) // share // step * step
+            log.info(
+                "--data %s has %d %s and a batch holds %d: each comes up more than once in it, as positives of itself; "
+                "a --batch-size of %d shows each once",
+                name, len(source.count), what, share, most,
+            )  # fmt: skip
 
 
 def pictures_of(config: TrainConfig, files: Sampler) -> PictureSources:

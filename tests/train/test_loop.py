@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,30 @@ def test_no_room_for_a_checkpoint_keeps_the_one_before(
     assert [path.name for path in folder.iterdir()] == ["000000002.pt"]
     train(config)
     assert checkpoint.steps(folder) == [4, 6]
+
+
+def test_a_batch_of_more_prompts_than_there_are_is_said(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "stablerep.train")
+    loop.open_data(config_for(shards, tmp_path, batch_size=30), torch.device("cpu"))
+    assert not caplog.messages
+    loop.open_data(config_for(shards, tmp_path, batch_size=36), torch.device("cpu"))
+    (said,) = caplog.messages
+    assert "has 10 prompts and a batch holds 12: each comes up more than once" in said
+    assert said.endswith("a --batch-size of 30 shows each once")
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_first_weight_that_differs(
+    whole: Path, shards: Path, tmp_path: Path
+) -> None:
+    checkpoint.claim_folder(config_for(shards, tmp_path / "run", head_out=4))
+    shutil.copytree(whole / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(
+        UserError, match=r"another model: head\.layers\.6\.weight is \(8, 16\), and .* is \(4, 16\); br"
+    ):
+        train(config_for(shards, tmp_path / "run", head_out=4))
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [4, 6]
 
 
 def step_once(data: Path, out: Path) -> tuple[float, list[NDArray[np.float32]]]:

@@ -32,7 +32,7 @@ def torchrun(tmp_path: Path, options: str, flags: list[str], script: str = SCRIP
     return subprocess.Popen(
         [*command, str(path), *TINY.split(), *flags],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -70,7 +70,8 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(shards: Path, tmp_pa
         assert run.poll() is None, run.stderr and run.stderr.read()
         time.sleep(0.02)
     os.kill(int((tmp_path / "1").read_text()), signal.SIGKILL)
-    _, said = run.communicate(timeout=120)
+    printed, said = run.communicate(timeout=120)
     assert run.returncode == 0, said
+    assert printed.count("encoder in ") == 1
     assert (out / "exported").exists()
     assert [line["step"] for line in lines(out)] == list(range(5, 41, 5))
