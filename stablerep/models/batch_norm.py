@@ -33,6 +33,7 @@ def over_ranks(model: nn.Module) -> nn.Module:
 class OverRanks(_BatchNorm):
     """What stands before a class of BatchNorm to make it one over ranks. Every rank must hold as many rows."""
 
+    @torch.compiler.disable  # a compiler has no use for what other ranks are asked
     def forward(self, rows: Tensor) -> Tensor:  # [B, C] or [B, C, ...] -> the same
         if not self.training or distributed.world_size() == 1:
             return super().forward(rows)

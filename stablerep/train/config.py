@@ -147,9 +147,10 @@ class TrainConfig:
     LOSS: ClassVar = "Objective and head"
 
     objective: FirstLook[str] = "stablerep"
-    """`stablerep`: several pictures of one prompt are positives (of a folder: several views of one photo).
-    `simclr`: two views of one picture are. `supcon`: two views each of the pictures of one class (CLASS/ folders, or
-    labels) are. `clip` and `siglip`: a picture and its caption. `stablerep+`: stablerep and clip in one."""
+    """What belongs together: `stablerep`, `simclr`, `supcon`, `clip`, `siglip` or `stablerep+`. `stablerep`: several
+    pictures of one prompt (of a folder: several views of one photo). `simclr`: two views of one picture. `supcon`: two
+    views each of the pictures of one class (CLASS/ folders, or labels). `clip` and `siglip`: a picture and its caption.
+    `stablerep+`: stablerep and clip in one."""
 
     views_per_prompt: FirstLook[int] = 6
     """Pictures of a prompt in a batch, drawn anew each time (m of K); `simclr` and `supcon` always take 2 views of a

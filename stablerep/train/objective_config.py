@@ -45,7 +45,7 @@ class TextConfig:
 
     tokenizer: str = "default"
     """CLIP's tokenizer: a folder or a name of the hub (openai/clip-vit-base-patch32). `default`: the embedded
-    generator's, whose few hundred tokens cover any text, if in many pieces."""
+    generator's, whose few hundred tokens spell any Latin text, if in many pieces."""
 
     context_length: int = 77
     """Tokens of a caption that are read."""

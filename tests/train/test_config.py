@@ -37,6 +37,13 @@ def test_simclr_takes_two_views_whatever_the_flag_says() -> None:
         ({"precision": "fp16"}, "--precision 'fp16' is unknown"),
         ({"batch_size": 100}, "--batch-size 100 is no multiple of --views-per-prompt 6; use 96 or 102"),
         ({"objective": "simclr", "batch_size": 101}, "the 2 views of simclr; use 100 or 102"),
+        ({"objective": "supcon", "batch_size": 101}, "the 2 views of supcon; use 100 or 102"),
+        (
+            {"online": "gen.yaml", "objective": "stablerep+"},
+            r"--online goes with --objective stablerep, not stablerep\+",
+        ),
+        ({"text_width": 100, "text_heads": 8}, "--text-width 100 is no multiple of --text-heads 8; use 96"),
+        ({"context_length": 2}, "--context-length must be at least 3"),
         ({"views_per_prompt": 1}, "--views-per-prompt must be at least 2"),
         ({"temperature": 0.0}, "--temperature must be above 0"),
         ({"warmup": 1.0}, "--warmup must be from 0 to below 1"),

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stablerep import config as configs
 from stablerep import distributed
 from stablerep.data.loader import Batch
+from stablerep.data.masking import masked_patches
 from stablerep.models import create_encoder
 from stablerep.train import optimiser
 from stablerep.train.config import TrainConfig
@@ -24,28 +25,50 @@ from stablerep.train.objectives import create_objective
 
 ROWS, SIZE = 16, 32
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 4, 4, 0, 5, 6, 6])  # of two ranks' and four ranks' batches too
-NAMES = ("stablerep", "simclr", "supcon", "clip", "siglip", "stablerep+")
+OBJECTIVES = ("stablerep", "simclr", "supcon", "clip", "siglip", "stablerep+")
+SMALL, CROPS, PATCHES = 16, 2, 4  # small crops of 16 pixels; of 32 pixels there are 2 x 2 patches
+SYNCLR: dict[str, dict[str, Any]] = {
+    "small crops": {"local_crops": CROPS, "local_crop_size": SMALL},
+    "teacher": {"ema_teacher": 0.9},
+    "synclr": {"ema_teacher": 0.9, "local_crops": CROPS, "local_crop_size": SMALL}
+    | {"ibot_weight": 0.7, "ibot_prototypes": 12},
+}
+NAMES = (*OBJECTIVES, *SYNCLR)
 
 
 def config_of(objective: str, **fields: Any) -> TrainConfig:
     tiny = {"data": "none", "out": Path("none"), "arch": "test_vit", "image_size": SIZE, "batch_size": ROWS}
     tiny |= {"views_per_prompt": 2, "head_hidden": 16, "head_out": 8, "base_lr": 0.01, "temperature": 0.2}
     tiny |= {"context_length": 8, "text_layers": 1, "text_width": 16, "text_heads": 2, "embed_dim": 8}
-    return configs.from_fields(TrainConfig, tiny | {"objective": objective} | fields)
+    fields = {"objective": objective} | fields if objective in OBJECTIVES else SYNCLR[objective] | fields
+    return configs.from_fields(TrainConfig, tiny | fields)
 
 
 def build(config: TrainConfig) -> nn.Module:
     torch.manual_seed(0)
-    return create_objective(create_encoder(config.arch, SIZE), config, bf16=False).double().train()
+    encoder = create_encoder(config.arch, SIZE, SMALL if config.synclr.local_crops else None)
+    model = create_objective(encoder, config, bf16=False).double().train()
+    for teacher in model.children() if config.synclr.ema_teacher else ():
+        if isinstance(teacher, nn.ModuleDict):  # another than the student, or half of it would not be seen
+            with torch.no_grad():
+                for weight in teacher.parameters():
+                    weight += 0.1 * torch.randn_like(weight)
+    return model
 
 
-def batch_of(step: int, rows: slice = slice(None)) -> Batch:
+def batch_of(step: int, config: TrainConfig, rows: slice = slice(0, ROWS)) -> Batch:
     draws = torch.Generator().manual_seed(step)
     images = torch.randn(ROWS, 3, SIZE, SIZE, generator=draws, dtype=torch.float64)
     tokens = torch.randint(2, 400, (7, 8), generator=draws)
     tokens[:, 0], tokens[:, -1] = 0, 1
     texts, text_of = LABELS[rows].unique(return_inverse=True)
-    return Batch(images[rows], LABELS[rows], tokens[texts], text_of)
+    small = torch.randn(ROWS, CROPS, 3, SMALL, SMALL, generator=draws, dtype=torch.float64)
+    masked = masked_patches(0, step, range(rows.start, rows.stop), (2, 2))
+    return Batch(
+        images[rows], LABELS[rows], tokens[texts], text_of,
+        small[rows] if config.synclr.local_crops else None,
+        torch.from_numpy(masked) if config.synclr.ibot_weight else None,
+    )  # fmt: skip
 
 
 def five_steps(config: TrainConfig) -> tuple[list[float], dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -58,11 +81,13 @@ def five_steps(config: TrainConfig) -> tuple[list[float], dict[str, np.ndarray],
     losses: list[float] = []
     gradients: dict[str, np.ndarray] = {}
     for step in range(5):
-        loss = forward(batch_of(step, rows))
+        loss = forward(batch_of(step, config, rows))
         loss.backward()
         losses.append(loss.item())
         gradients = gradients or gradients_of(model)
         optimiser.update(adamw, 1e-3)
+        if config.synclr.ema_teacher:
+            model.update_teacher((step + 1) / 5)  # type: ignore[operator]
     return losses, gradients, {name: value.numpy() for name, value in model.state_dict().items()}
 
 
@@ -93,16 +118,16 @@ def cosines(rows: Tensor, others: Tensor) -> Tensor:
     return (rows / rows.norm(dim=1, keepdim=True)) @ (others / others.norm(dim=1, keepdim=True)).T
 
 
-def multi_positive(rows: Tensor, temperature: float) -> Tensor:
+def multi_positive(rows: Tensor, temperature: float, labels: Tensor = LABELS) -> Tensor:
     """Row by row: the cross-entropy between the softmax over all others and equal shares for the positives."""
     score, total = cosines(rows, rows) / temperature, rows.new_zeros(())
-    for i in range(ROWS):
-        others = [j for j in range(ROWS) if j != i]
-        positives = [j for j in others if LABELS[j] == LABELS[i]]
+    for i in range(len(labels)):
+        others = [j for j in range(len(labels)) if j != i]
+        positives = [j for j in others if labels[j] == labels[i]]
         denominator = torch.stack([score[i, j].exp() for j in others]).sum()
         for j in positives:
             total = total - (score[i, j].exp() / denominator).log() / len(positives)
-    return total / ROWS
+    return total / len(labels)
 
 
 def image_text(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -123,7 +148,57 @@ def sigmoid_pairs(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) ->
     return total / ROWS
 
 
+def synclr(model: Any, batch: Batch, config: TrainConfig) -> Tensor:
+    """SupCon against the teacher's rows of other pictures, of large and of small crops, and iBOT, one row at a time."""
+    asked = config.synclr
+    holes = torch.zeros(ROWS, PATCHES, dtype=torch.bool)
+    if batch.masked is not None:
+        holes.view(-1)[batch.masked] = True
+    tokens = encoded(model.encoder, batch.images, holes, getattr(model, "mask_token", None))
+    features, crops = model.encoder.forward_head(tokens), []
+    if batch.small_images is not None:
+        crops = [(i, model.encoder(batch.small_images[i])) for i in range(ROWS)]
+    rows = model.head(torch.cat([features, *(each for _, each in crops)]))  # one BatchNorm over all
+    picture = [*range(ROWS), *(i for i, _ in crops for _ in range(CROPS))]
+    if not asked.ema_teacher:
+        return multi_positive(rows, config.temperature, LABELS[picture])
+    with torch.no_grad():
+        seen = encoded(model.teacher["encoder"], batch.images, torch.zeros_like(holes), None)
+        keys = model.teacher["head"](model.teacher["encoder"].forward_head(seen))
+    score, per_row = cosines(rows, keys) / config.temperature, []
+    for row, i in enumerate(picture):
+        others = [j for j in range(ROWS) if j != i]
+        positives = [j for j in others if LABELS[j] == LABELS[i]]
+        shares = score[row, others].softmax(0)
+        terms = [-shares[others.index(j)].log() for j in positives]
+        per_row.append(torch.stack(terms).mean() if terms else score.new_zeros(()))
+    loss = torch.stack(per_row[:ROWS]).mean()
+    if crops:
+        loss = loss + torch.stack(per_row[ROWS:]).mean()
+    if asked.ibot_weight:
+        prefix = tokens.shape[1] - PATCHES
+        at = tuple(holes.nonzero().T)
+        with torch.no_grad():
+            target = (model.teacher["patch_head"](seen[:, prefix:][at]) / 0.07).exp()
+            for _ in range(3):
+                target = target / target.sum(0, keepdim=True)
+                target = target / target.sum(1, keepdim=True)
+        guesses = (model.patch_head(tokens[:, prefix:][at]) / 0.1).softmax(1)
+        for i, shares, guess in zip(at[0].tolist(), target, guesses, strict=True):
+            loss = loss - asked.ibot_weight * (shares * guess.log()).sum() / holes[i].sum() / ROWS
+    return loss
+
+
+def encoded(vit: Any, images: Tensor, holes: Tensor, mask_token: Tensor | None) -> Tensor:  # [B, prefix + P, D]
+    patches = vit.patch_embed(images)
+    if mask_token is not None:
+        patches = torch.where(holes.view(*patches.shape[:-1], 1), mask_token, patches)
+    return vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(patches))))
+
+
 def by_the_paper(name: str, model: Any, batch: Batch, config: TrainConfig) -> Tensor:
+    if name in SYNCLR:
+        return synclr(model, batch, config)
     features = model.encoder(batch.images)
     texts = model.text_tower(batch.texts)[batch.text_of] if "text_tower" in dict(model.named_children()) else None
     if name == "clip":
@@ -139,7 +214,7 @@ def by_the_paper(name: str, model: Any, batch: Batch, config: TrainConfig) -> Te
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_and_gradients_are_those_of_the_paper(name: str) -> None:
     config = config_of(name)
-    model, batch = build(config), batch_of(0)
+    model, batch = build(config), batch_of(0, config)
     expected = by_the_paper(name, model, batch, config)
     expected.backward()
     theirs = gradients_of(model)
@@ -148,24 +223,27 @@ def test_loss_and_gradients_are_those_of_the_paper(name: str) -> None:
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
     ours = gradients_of(model)
-    assert ours.keys() == theirs.keys() == {name for name, _ in model.named_parameters()}  # DDP needs all of them
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert ours.keys() == theirs.keys() == trained  # DDP needs all of them
     for key, value in theirs.items():
         np.testing.assert_allclose(ours[key], value, rtol=1e-6, atol=1e-9 * np.abs(value).max() + 1e-14, err_msg=key)
 
 
 def test_loss_of_the_features_is_the_loss() -> None:
     """What gradient caching rests on: features of parts of a batch, one after the other, then the loss of all."""
-    for name in NAMES:
-        model, batch = build(config_of(name)), batch_of(0)
+    for name in OBJECTIVES:
+        model, batch = build(config_of(name)), batch_of(0, config_of(name))
+        assert model.why_not_split is None
         halves = [replace(batch, images=half) for half in batch.images.chunk(2)]
         features = torch.cat([model.features(half) for half in halves])
         assert model.loss(features, batch).item() == pytest.approx(model(batch).item(), rel=1e-10)
 
 
 def test_the_logit_scale_stays_at_most_100_and_comes_down_again() -> None:
-    model: Any = build(config_of("clip"))
+    config = config_of("clip")
+    model: Any = build(config)
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
     with torch.no_grad():
         model.logit_scale.fill_(6.0)
-    model(batch_of(0)).backward()
+    model(batch_of(0, config)).backward()
     assert model.logit_scale.item() == pytest.approx(math.log(100)) and model.logit_scale.grad != 0

@@ -19,7 +19,7 @@ class Contrastive(nn.Module):
     same on each, and its gradient world size times that of the loss, since DDP takes the mean over ranks.
     """
 
-    why_not_split: str | None = None  # why the features of parts of a batch are not all that its loss needs
+    why_not_split: str | None = None  # why the loss needs more than the features of parts of a batch; None: it does not
 
     def __init__(self, encoder: nn.Module, config: TrainConfig, *, bf16: bool) -> None:
         super().__init__()

@@ -71,6 +71,9 @@ class SelfDistilled(Contrastive):
             loss = loss + self._ibot_weight * self._of_patches(patches, teacher_patches, batch)
         return of_all_ranks(loss)
 
+    def loss(self, features: Tensor, batch: Batch) -> Tensor:
+        raise NotImplementedError(self.why_not_split)
+
     def update_teacher(self, progress: float | None) -> None:
         """After a step, at a share of the run: the momentum rises to 1 as a half cosine. None: be as the student is."""
         for name, teacher in self.teacher.items():
