@@ -17,6 +17,8 @@ TRAINED_WITH = (
     "objective", "views_per_prompt", "batch_size", "steps", "epochs", "base_lr", "weight_decay", "warmup",
     "temperature", "head_hidden", "head_out", "image_size", "min_scale", "precision", "seed",
 )  # fmt: skip
+RESULTS = ("loss", "knn_top1", "effective_rank")  # of metrics.jsonl
+BEST = "exported_best"
 PAINTED_WITH = (
     "model", "scheduler", "num_inference_steps", "guidance_scale", "negative_prompt", "num_images_per_prompt", "lora",
 )  # fmt: skip
@@ -26,6 +28,8 @@ def model_card(checkpoint: str, encoder: nn.Module, transform: InputTransform) -
     """README.md of a folder for the hub. Paths of this machine are not in it, names of files are."""
     run = _run_of(Path(checkpoint))
     config = _read(run / "config.yaml") if run else {}
+    if config.get("steps") == 0:  # then as epochs says
+        del config["steps"]
     arch, millions = architecture_of(encoder), sum(weight.numel() for weight in encoder.parameters()) / 1e6
     head = {"library_name": "timm", "pipeline_tag": "image-feature-extraction", "tags": ["timm", "stablerep"]}
     lines = [
@@ -47,8 +51,8 @@ def model_card(checkpoint: str, encoder: nn.Module, transform: InputTransform) -
         *(_data_lines(run, config) if run else [f"- {FILL_IN} (these weights were no run of stablerep-train)"]),
         "",
         "## Training",
-        *[f"- {name}: {config[name]}" for name in TRAINED_WITH if config.get(name) is not None],
-        *(_results(run) if run else []),
+        *[f"- {name}: {config[name]}" for name in TRAINED_WITH if config.get(name) not in (None, "auto")],
+        *(_results(run, is_best=BEST in Path(checkpoint).resolve().parts) if run else []),
         "",
         "## Licence",
         f"- of these weights: {FILL_IN}",
@@ -100,11 +104,13 @@ def _painted(about: dict[str, Any]) -> list[str]:
     return [*lines, *([f"    - prompts: {count}`{_name(str(flags['prompts']))}`"] if flags.get("prompts") else [])]
 
 
-def _results(run: Path) -> list[str]:
+def _results(run: Path, *, is_best: bool) -> list[str]:
+    """The last values that the run wrote; of exported_best/ those up to its step."""
     lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else []
     found = [json.loads(line) for line in lines]
-    last = {name: value for line in found for name, value in line.items()}
-    shown = [f"- {name}: {last[name]:.4g}" for name in ("loss", "knn_top1", "effective_rank") if last.get(name)]
+    most = _read(run / "watch.json")["step"] if is_best and (run / "watch.json").is_file() else float("inf")
+    last = {name: value for line in found if line["step"] <= most for name, value in line.items()}
+    shown = [f"- {name}: {last[name]:.4g}" for name in RESULTS if last.get(name) is not None]
     return ["", f"After {last['step']:,} steps:", *shown] if shown else []
 
 
