@@ -130,5 +130,5 @@ def refuse_divergence(means: Mapping[str, float], step: int, config: TrainConfig
     if math.isnan(means["loss"]):
         raise UserError(
             f"no gradient was finite in the {config.log_every} steps before step {step}; lower --base-lr "
-            f"{config.base_lr:g} or raise --temperature {config.temperature:g}, or try --precision fp32"
+            f"{config.base_lr:g}, raise --temperature {config.temperature:g} or try --precision fp32, in another --out"
         )
