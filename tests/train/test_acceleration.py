@@ -12,7 +12,7 @@ import torch._inductor.config
 
 from stablerep.config import UserError
 from stablerep.models import blocks_of
-from stablerep.train import loop
+from stablerep.train import loop, metrics
 from stablerep.train.backward import Backward
 from tests.data.pictures import write_shards
 from tests.train.test_gradient_cache import CPU, batch_of
@@ -31,7 +31,7 @@ def test_between_two_lines_of_the_log_nothing_waits_for_the_device(
 ) -> None:
     waits, seen = Waits(), []
 
-    class Watched(loop.Metrics):
+    class Watched(metrics.Metrics):
         def add(self, *args: Any) -> None:
             super().add(*args)
             seen.append(waits.counts.total())
@@ -40,7 +40,7 @@ def test_between_two_lines_of_the_log_nothing_waits_for_the_device(
         waits.counts["tolist"] += 1  # of a CPU tensor it passes by the dispatcher
         return original(tensor)
 
-    monkeypatch.setattr(loop, "Metrics", Watched)
+    monkeypatch.setattr(metrics, "Metrics", Watched)
     monkeypatch.setattr(torch.Tensor, "tolist", tolist)
     with waits:
         loop.train(

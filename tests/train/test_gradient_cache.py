@@ -60,7 +60,7 @@ def test_the_gradient_in_parts_is_that_of_the_whole(dtype: torch.dtype, size: in
     loss = whole(batch)
     loss.backward()
     assert torch.allclose(gradient_cache.backward(parts, batch, size), loss, rtol=1e-6)
-    assert farthest(gradients(parts), gradients(whole)) < (1e-12 if dtype == torch.float64 else 1e-6)
+    assert farthest(gradients(parts), gradients(whole)) < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
 def test_both_passes_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
