@@ -44,14 +44,16 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def flops_of(encoder: nn.Module, head: nn.Module | None, image_size: int) -> float:
-    """Of a training step, a picture: three times the forward pass of encoder and head, on a copy without storage.
+    """Of a training step, a picture: three times the forward pass of encoder (on a copy without storage) and head.
 
     What gradient caching or checkpointing computes again is not counted, as MFU wants it.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    # eval: the BatchNorms that look at all ranks would ask them about a tensor without storage.
+    copied = copy.deepcopy(encoder).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        features = copy.deepcopy(encoder).to("meta")(torch.empty(2, 3, image_size, image_size, device="meta"))
-        if head is not None:
-            copy.deepcopy(head).to("meta")(features)
-    return 3 * counter.get_total_flops() / 2
+        copied(torch.empty(2, 3, image_size, image_size, device="meta"))
+    layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)] if head is not None else []
+    of_head = 2 * sum(layer.weight.numel() for layer in layers)
+    return 3 * (counter.get_total_flops() / 2 + of_head)

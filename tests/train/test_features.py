@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,4 +88,13 @@ def test_flops_are_those_of_the_data_sheets(tmp_path: Path) -> None:
     assert flops_of(encoder, None, 224) == pytest.approx(3 * 2 * 4.6e9, rel=0.01)
     of_head = 3 * 2 * (384 * 16 + 16 * 16 + 16 * 8)
     assert flops_of(encoder, head, 224) - flops_of(encoder, None, 224) == of_head
-    assert next(encoder.parameters()).device.type == "cpu"
+    assert next(encoder.parameters()).device.type == "cpu" and encoder.training
+
+
+def flops_of_a_run(out: Path) -> float:
+    model, _ = build(config_for(out, out), torch.device("cpu"))
+    return flops_of(model.get_submodule("encoder"), model.get_submodule("head"), 32)
+
+
+def test_ranks_count_without_asking_each_other(tmp_path: Path, run_ranks: Callable[..., list[Any]]) -> None:
+    assert run_ranks(2, flops_of_a_run, tmp_path) == [flops_of_a_run(tmp_path)] * 2
