@@ -91,8 +91,9 @@ def run_command(name: str, run: Callable[[Sequence[str]], None], argv: Sequence[
         print(f"\n{name}: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if _ran_out_of_memory(error) or (isinstance(error, UserError) and _ran_out_of_memory(error.__cause__)):
-            cause = error.__cause__ if isinstance(error, UserError) else error
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        says_so = isinstance(error, UserError) and "memory" in str(error)
+        if _ran_out_of_memory(cause) and not says_so:
             _stop(name, _memory_line(" ".join(str(cause).split())[:200]))
         if isinstance(error, UserError):
             _stop(name, str(error))

@@ -147,9 +147,9 @@ def warn_of_scripts(config: GenerateConfig, prompts: Sequence[Prompt], reads_lat
     if reads_latin_only and (foreign := sum(map(is_outside_latin, texts))):
         log.warning(
             "--prompts %s: %d of %d prompts (%.0f %%) are not in Latin script, which is all that the text encoder of "
-            "--model %s knows: their pictures will not show what they say; translate them to English (or the class "
-            "list, for stablerep-prompts), or take a model of their language",
-            config.prompts, foreign, len(texts), 100 * foreign / len(texts), config.model,
+            "--model %s knows: their pictures will not show what they say; stablerep-prompts --translate %s --llm "
+            "MODEL makes them English, or take a model of their language",
+            config.prompts, foreign, len(texts), 100 * foreign / len(texts), config.model, config.prompts,
         )  # fmt: skip
 
 

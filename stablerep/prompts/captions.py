@@ -125,6 +125,7 @@ class CaptionModel:
     model: Any
     tokenizer: Any
     ends: list[int]  # tokens that end an answer: end-of-text, and those with a line break
+    instruction: str = INSTRUCTION
 
     @torch.inference_mode()
     def answers(self, asked: Sequence[tuple[str, Examples]], seed: int, attempt: int) -> list[str | None]:
@@ -158,10 +159,10 @@ class CaptionModel:
     def _question(self, text: str, examples: Examples) -> str:
         if self.tokenizer.chat_template is None:
             shown = "".join(f"{given} => {caption}\n" for given, caption in examples)
-            return f"{INSTRUCTION}\n\n{shown}{text} =>"
+            return f"{self.instruction}\n\n{shown}{text} =>"
         turns = [turn for given, caption in examples for turn in (("user", given), ("assistant", caption))]
         turns.append(("user", text))
-        turns[0] = ("user", f"{INSTRUCTION}\n\n{turns[0][1]}")  # not every template knows a system's turn
+        turns[0] = ("user", f"{self.instruction}\n\n{turns[0][1]}")  # not every template knows a system's turn
         messages = [{"role": role, "content": content} for role, content in turns]
         return self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
@@ -183,7 +184,7 @@ class _Nucleus(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, order.gather(1, place), 0)
 
 
-def open_model(name: str, device: torch.device) -> CaptionModel:
+def open_model(name: str, device: torch.device, instruction: str = INSTRUCTION) -> CaptionModel:
     """Open a folder of transformers or a hub name; on the CPU in float32, else in the precision it was saved in.
 
     Raises:
@@ -201,7 +202,7 @@ def open_model(name: str, device: torch.device) -> CaptionModel:
     known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     pieces = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
     breaks = {number for number, piece in enumerate(pieces) if len(f"{piece}.".splitlines()) > 1}
-    return CaptionModel(loaded, tokenizer, sorted(known | breaks))
+    return CaptionModel(loaded, tokenizer, sorted(known | breaks), instruction)
 
 
 def why_unfit(caption: str | None, concept: str, taken: Collection[str]) -> str:

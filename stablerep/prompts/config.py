@@ -12,10 +12,16 @@ ENDINGS = (".txt", ".csv", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsConfig:
-    """Make prompts of a list of classes: equally many of each class and template, none twice."""
+    """Make prompts of a list of classes: equally many of each class and template, none twice.
 
-    classes: Path
+    stablerep-prompts --translate PROMPTS --llm MODEL --out ENGLISH brings a prompts file into English.
+    """
+
+    classes: Path | None = None
     """Text file of classes, one a line: "ankle boot"."""
+
+    translate: Path | None = None
+    """Prompts file whose prompts in Japanese, Russian and other scripts --llm translates; rows and columns stay."""
 
     out: Path
     """The prompts: .txt, or .csv or .jsonl with the class and the template beside each."""
@@ -42,6 +48,10 @@ class PromptsConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, num_prompts=1, batch_size=1)
+        if (self.classes is None) == (self.translate is None):
+            raise UserError("give --classes, a text file of classes, or --translate, a prompts file; one of them")
+        if self.translate is not None and self.llm is None:
+            raise UserError(f"--translate {self.translate} needs --llm, a language model that knows both languages")
         if not self.template:
             raise UserError("--template needs a name, for instance concept_background")
         if Path(self.out).suffix.lower() not in ENDINGS:

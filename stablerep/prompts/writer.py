@@ -24,7 +24,7 @@ SHUFFLED = 1 << 16
 
 
 def write_prompts(config: PromptsConfig) -> str:
-    """Write the prompts of a class list; returns a line on what was written.
+    """Write the prompts of a class list, or those of a file in English; returns a line on what was written.
 
     Raises:
         UserError: no classes, a bad template, or fewer different prompts than asked for.
@@ -33,6 +33,12 @@ def write_prompts(config: PromptsConfig) -> str:
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give the name of a file in it: {out / 'prompts.txt'}")
     check_folder("--out", out.parent)
+    if config.translate is not None:
+        from stablerep.prompts.translate import translate_prompts  # torch and transformers: seconds
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return translate_prompts(config)
+    assert config.classes is not None
     classes = read_classes(Path(config.classes))
     grammars = [read_grammar(name) for name in config.template]
     prompts = list(itertools.islice(make_prompts(classes, grammars, config.seed), config.num_prompts))
