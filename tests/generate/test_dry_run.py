@@ -63,7 +63,7 @@ def test_large_numbers() -> None:
         images_per_second=5.5, device="cuda", usd_per_hour=2.0,
     )  # fmt: skip
     assert estimated.hours == pytest.approx(2020.2, abs=0.1)
-    assert "810 GB" in str(estimated) and "GPU-hours  2,020" in str(estimated) and "$4,040.40" in str(estimated)
+    assert "815 GB" in str(estimated) and "GPU-hours  2,020" in str(estimated) and "$4,040.40" in str(estimated)
 
 
 @pytest.mark.parametrize("changes", [{"usd_per_hour": 1.0}, {"usd_per_hour": -1.0, "dry_run": True}])
