@@ -263,7 +263,8 @@ def test_what_may_be_lost(most: float | str, images: int, problem: str | None) -
     config = GenerateConfig(prompts=Path("p.txt"), out="o", max_rejected=most)
     summary = GenerateSummary(
         out=Path("out"), images=images, images_made=0, seconds=1, wait_share=0, prompts=20, prompts_empty=0,
-        prompts_cut=0, prompts_repeated=0, prompts_unreadable=0, prompts_short=0, screen="drop", screened={"flat": 8, "non-finite": 3},
+        prompts_cut=0, prompts_repeated=0, prompts_unreadable=0, prompts_short=0,
+        screen="drop", screened={"flat": 8, "non-finite": 3},
         scores={}, device="cpu", engine="torch", batch_size=1, images_due=20, max_rejected=config.max_rejected,
     )  # fmt: skip
     assert summary.problem == (problem and problem + "; non-finite is the model's: try --dtype fp32 or another --model")
