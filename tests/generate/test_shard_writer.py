@@ -21,6 +21,7 @@ from stablerep.generate.pipeline import Pipeline
 from stablerep.generate.shard_writer import MOST_WAITING, open_writer, read_done
 from stablerep.generate.verify import verify
 from stablerep.storage import place
+from tests.data.pictures import write_shards
 from tests.generate.upload_driver import CONFIG, SHARDS, run, sample
 from tests.shelf import Shelf
 
@@ -342,8 +343,18 @@ def test_a_file_url_is_the_local_folder(prompts: Path, tmp_path: Path) -> None:
     assert len(index_images(tmp_path / "out")) == 4
 
 
-def test_reading_from_a_url_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command, more in ((cli.train, []), (cli.evaluate, ["--checkpoint", "pixels"])):
-        with pytest.raises(SystemExit):
-            command([*more, "--data", "s3://bucket/run", "--out", str(tmp_path / "out")])
-        assert "must be a local folder; copy it here first" in capsys.readouterr().err
+def test_shards_in_a_bucket_are_trained_on(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    s3fs = pytest.importorskip("s3fs")
+    write_shards(tmp_path / "shards", prompts=4, per_prompt=2)
+    s3fs.S3FileSystem().put(str(tmp_path / "shards"), "bucket/shelf", recursive=True)
+    url, size = (
+        f"{bucket}/shelf",
+        ["--views-per-prompt", "2", "--batch-size", "4", "--steps", "2", "--image-size", "32"],
+    )
+    small = ["--arch", "test_resnet", "--head-hidden", "8", "--head-out", "8", "--device", "cpu"]
+    cli.train(["--data", url, "--out", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache"), *size, *small])
+    assert f"{url}: 8 pictures" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
+    with pytest.raises(SystemExit):
+        cli.evaluate(["--checkpoint", "pixels", "--data", url, "--out", str(tmp_path / "measured")])
+    assert f"--data {url} has no labels" in capsys.readouterr().err
