@@ -43,6 +43,7 @@ class Encoded:
 
     data: NDArray[np.uint8]
     range: BitRange = FULL_16_BITS  # DALI reads 8 bits at 16 as 257 times the value
+    pixels: int = 0  # height times width
 
 
 class EncodedPictures:
@@ -54,6 +55,8 @@ class EncodedPictures:
         self._map = lru_cache(OPEN_FILES)(self._open)
         self._row_group = lru_cache(ROW_GROUPS)(embedded_pictures)
         self._row_starts = lru_cache(OPEN_FILES)(row_group_starts)
+        # Height times width of pictures that were found whole, and 0 of others: each is looked at once.
+        self._whole = np.zeros(len(index), np.int64)
         self._tables = {number for number, file in enumerate(index.files) if str(file).endswith(".parquet")}
 
     def bytes_of(self, image: int) -> NDArray[np.uint8] | None:
@@ -66,19 +69,23 @@ class EncodedPictures:
         except FileNotFoundError:
             return None
 
-    def as_it_is(self, data: NDArray[np.uint8]) -> Encoded | None:
+    def as_it_is(self, image: int, data: NDArray[np.uint8]) -> Encoded | None:
         """A picture that DALI reads; None if it is for Pillow."""
-        if not is_whole(data):
-            return None
-        return Encoded(data, self._range_of_integers()) if is_deep_png(data) else Encoded(data)
+        pixels = int(self._whole[image])
+        if not pixels:
+            if not is_whole(data):
+                return None
+            pixels = self._whole[image] = count_pixels(data)
+        return Encoded(data, self._range_of_integers() if is_deep_png(data) else FULL_16_BITS, int(pixels))
 
     def by_pillow(self, data: NDArray[np.uint8]) -> Encoded | None:
         """A picture as DALI reads it after Pillow has; None if it is empty, damaged, or no picture at all."""
         try:
             pixels = pixels_of(data)
+            count = pixels.shape[0] * pixels.shape[1]
             if is_deep_tiff(data):
-                return Encoded(data, self._range_of_integers())
-            return Encoded(as_ppm(pixels, self.bit_range))
+                return Encoded(data, self._range_of_integers(), count)
+            return Encoded(as_ppm(pixels, self.bit_range), pixels=count)
         except PIL_ERRORS:
             return None
 
@@ -138,7 +145,7 @@ def read_all(pictures: Iterable[tuple[EncodedPictures, int]], threads: ThreadPoo
     found: list[Encoded | Future[Encoded | None] | None] = []
     for source, image in pictures:
         data = source.bytes_of(image)
-        found.append(None if data is None else source.as_it_is(data) or threads.submit(source.by_pillow, data))
+        found.append(None if data is None else source.as_it_is(image, data) or threads.submit(source.by_pillow, data))
     return [each.result() if isinstance(each, Future) else each for each in found]
 
 
@@ -151,7 +158,7 @@ def read_in_chunks(
     held = 0
     while block := read_all(islice(remaining, READ_AT_ONCE), threads):
         for each in block:
-            size = 3 * count_pixels(each.data) if each else 0
+            size = 3 * each.pixels if each else 0
             if chunk and (len(chunk) == most or held + size > CHUNK_BYTES):
                 yield chunk
                 chunk, held = [], 0
