@@ -48,13 +48,14 @@ def _step(**fields: Any) -> partial[None]:
     from stablerep.data.loader import Batch
     from stablerep.train import loop
     from stablerep.train.config import TrainConfig
+    from stablerep.train.metrics import Metrics
 
     config = TrainConfig(data=("none",), out=Path("none"), batch_size=BATCH, device="cuda", **fields)
     images = torch.randn(BATCH, 3, 224, 224, device=CUDA).to(memory_format=torch.channels_last)
     batch = Batch(images, torch.arange(BATCH, device=CUDA) // config.views)
     model, optimiser = loop.build(config, CUDA)
     backward = loop.Backward(model, CUDA, config.micro_batch_size, Path(tempfile.gettempdir()))
-    metrics = loop.Metrics(CUDA, BATCH)
+    metrics = Metrics(CUDA, BATCH)
 
     def step() -> None:
         torch.manual_seed(0)
