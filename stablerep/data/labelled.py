@@ -95,7 +95,10 @@ class LabelledFiles:
         with ThreadPoolExecutor(threads) as pool:
             encoded = read_in_chunks(((pictures, int(row)) for row in self.rows), pool, batch_size)
             deep = self.bit_range is not None
-            yield from decoded(encoded, batch_size=batch_size, num_threads=threads, device=device, deep=deep)
+            for batch in decoded(encoded, batch_size=batch_size, num_threads=threads, device=device, deep=deep):
+                yield batch
+                if device.type == "cuda":  # DALI uses its buffers again
+                    torch.cuda.current_stream(device).synchronize()
 
     def where(self, row: int) -> str:
         return self.index.where(int(self.rows[row]))
