@@ -17,13 +17,12 @@ from torch import Tensor
 
 from stablerep.data.bit_range import FULL_16_BITS
 from stablerep.data.encoded import Encoded
-from stablerep.data.pixels import PIL_ERRORS, as_colours, deep_pixels, is_deep, pixels_of
+from stablerep.data.pixels import GIVEN_UP, PIL_ERRORS, as_colours, deep_pixels, is_deep, pixels_of
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
 
 PREFETCH = 2  # batches DALI works on ahead of the one handed out
-GIVEN_UP: list[Pipeline] = []  # taking one down after an error may take the process with it
 BLACK = np.frombuffer(b"P6 1 1 255\n\0\0\0", np.uint8)  # in the place of what is damaged
 
 log = logging.getLogger("stablerep.data")
@@ -53,7 +52,7 @@ def decoded(
         return
     except RuntimeError:
         GIVEN_UP.append(pipeline)
-        log.warning("DALI has met a damaged picture that looked whole; Pillow decodes from here on")
+        log.warning("DALI cannot decode a picture that looks whole; Pillow decodes from here on")
     for batch in chain(fed, source):
         yield [decode_one(each, device) if each else None for each in batch]
 

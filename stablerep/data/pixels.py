@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from stablerep.config import UserError
 from stablerep.data.bit_range import BitRange, full_range
 from stablerep.data.integrity import is_deep_png
 
+GIVEN_UP: list[Any] = []  # pipelines of DALI: taking one down after an error may take the process with it
 PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -85,7 +87,11 @@ def _is_tiff(data: NDArray[np.uint8]) -> bool:
 
 
 def _sixteen_bits(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """The values of a whole PNG or TIFF of 16 bits a channel; of colours Pillow knows 8."""
+    """The values of a whole PNG or TIFF of 16 bits a channel; of colours Pillow knows 8.
+
+    Raises:
+        UserError: DALI cannot decode it; what it is asked after that may end the process.
+    """
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
@@ -93,7 +99,15 @@ def _sixteen_bits(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
         encoded = fn.external_source(lambda: [data], batch=True)
         return fn.decoders.image(encoded, dtype=types.UINT16, output_type=types.ANY_DATA)
 
-    (pictures,) = build().run()
+    pipeline = build()
+    try:
+        (pictures,) = pipeline.run()
+    except RuntimeError as error:
+        GIVEN_UP.append(pipeline)
+        raise UserError(
+            "--data: DALI cannot decode a picture of 16 bits that looks whole; install nvidia-dali-cuda130 "
+            "again, or convert such pictures to 8 bits"
+        ) from error
     return np.array(pictures[0])
 
 
