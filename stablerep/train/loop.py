@@ -138,7 +138,7 @@ def pictures_of(config: TrainConfig, files: Sampler) -> PictureSources:
     return open_pictures(
         files,
         bit_range=config.bit_range,
-        known_ranges=summary.read_bit_ranges(config.out, config.data),
+        known_ranges=summary.read_bit_ranges(config.out),
         cache=ShardCache(config.cache_dir, round(config.cache_gb * 1e9)),
         record=summary.damaged_record(config.out),
         most_damaged=parse_share("--max-damaged", config.max_damaged),
