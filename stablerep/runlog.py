@@ -169,6 +169,20 @@ class _Rate:
         return (total - completed) / rate if rate > 0 else 0.0
 
 
+def as_bytes(count: float) -> str:
+    """`1.2 GB`, to three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def as_number(value: float) -> str:
+    """`1,234`, or below 100 two digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
 def _drop_lines_from(path: Path, first_step: int) -> None:
     """Keep the lines of earlier steps; a line cut short by a crash goes too."""
     if not path.exists():

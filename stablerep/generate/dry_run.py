@@ -22,6 +22,7 @@ from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.generate.shard_writer import read_done
 from stablerep.generate.worker import warn_of_scripts
 from stablerep.prompts import Prompt, read_prompts
+from stablerep.runlog import as_bytes, as_number
 from stablerep.storage import reach
 
 MOST_SECONDS = 60.0  # for the batch that is measured, if one picture alone is slow
@@ -57,12 +58,12 @@ class Estimate:
         lines = [
             f"prompts    {self.prompts:,}",
             f"images     {self.images:,}{there}",
-            f"bytes      {_bytes(self.bytes)}: {_bytes(self.image_bytes)} a picture, mean of {self.sampled} painted",
-            f"{kind}  {_number(self.hours)}: {_number(self.images_per_second)} images/s on {self.device} "
+            f"bytes      {as_bytes(self.bytes)}: {as_bytes(self.image_bytes)} a picture, mean of {self.sampled}",
+            f"{kind}  {as_number(self.hours)}: {as_number(self.images_per_second)} images/s on {self.device} "
             f"in a batch of {self.batch_size}, without new pictures for those that screening drops",
         ]
         if self.workers > 1:
-            lines.append(f"hours      {_number(self.hours / self.workers)} on {self.workers} workers")
+            lines.append(f"hours      {as_number(self.hours / self.workers)} on {self.workers} workers")
         if self.usd_per_hour is not None:
             lines.append(f"cost       ${self.hours * self.usd_per_hour:,.2f} at ${self.usd_per_hour:,.2f} an hour")
         return "\n".join(lines)
@@ -78,8 +79,8 @@ class SweepEstimate:
         each = list(self.runs.values())
         total = [
             f"images     {sum(run.images for run in each):,}",
-            f"bytes      {_bytes(sum(run.bytes for run in each))}",
-            f"hours      {_number(sum(run.hours / run.workers for run in each))}",
+            f"bytes      {as_bytes(sum(run.bytes for run in each))}",
+            f"hours      {as_number(sum(run.hours / run.workers for run in each))}",
         ]
         if (usd := each[0].usd_per_hour) is not None:
             total.append(f"cost       ${usd * sum(run.hours for run in each):,.2f}")
@@ -171,15 +172,3 @@ def _there(config: GenerateConfig, prompts: int) -> int:
     each, done_shards = config.prompts_per_shard, read_done(config.folder)
     done = [first for number, first in enumerate(range(0, prompts, each)) if number in done_shards]
     return config.num_images_per_prompt * sum(min(each, prompts - first) for first in done)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"

@@ -21,6 +21,7 @@ import torch
 from stablerep import distributed
 from stablerep.data.loader import Batch, LoaderConfig
 from stablerep.data.mixing import TrainingData
+from stablerep.runlog import as_bytes, as_number
 from stablerep.train import checkpoint, loop, memory
 from stablerep.train.config import TrainConfig
 from stablerep.train.initial import load_initial, refuse_tag
@@ -61,11 +62,11 @@ class Estimate:
         lines = [
             f"pictures   {self.pictures:,} in files" if self.pictures else "pictures   painted for the run",
             f"steps      {self.steps:,} of {self.batch_size:,} pictures{done}",
-            f"epochs     {_number(epochs)}: {self.steps * self.batch_size:,} views of pictures are shown",
-            f"weights    {self.weights / 1e6:,.1f} million, {_bytes(self.checkpoint_bytes)} of checkpoints are kept",
-            f"memory     {_bytes(self.memory_bytes)} of {_bytes(self.memory_limit)} on {self.device}",
-            f"step       {_number(self.step_seconds)} s, {_number(per_second)} images/s on {where}{wait}",
-            f"hours      {_number(self.hours)}",
+            f"epochs     {as_number(epochs)}: {self.steps * self.batch_size:,} views of pictures are shown",
+            f"weights    {self.weights / 1e6:,.1f} million, {as_bytes(self.checkpoint_bytes)} of checkpoints are kept",
+            f"memory     {as_bytes(self.memory_bytes)} of {as_bytes(self.memory_limit)} on {self.device}",
+            f"step       {as_number(self.step_seconds)} s, {as_number(per_second)} images/s on {where}{wait}",
+            f"hours      {as_number(self.hours)}",
         ]
         if self.usd_per_hour is not None:
             cost = self.hours * self.ranks * self.usd_per_hour
@@ -137,15 +138,3 @@ def _memory(device: torch.device) -> tuple[float, float]:
     if device.type == "cuda":
         return taken, torch.cuda.get_device_properties(device).total_memory
     return taken, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
