@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_generate, gpu_modules, gpu_ops, gpu_train, record
+from benchmarks import gpu_generate, gpu_modules, gpu_ops, gpu_profiles, gpu_train, record
 from benchmarks.checks import SEED, Numbers, Skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,11 +167,19 @@ def checks_by_name(out: Path) -> dict[str, Callable[[], Numbers]]:
     of_painting = (
         gpu_generate.painting_tests,
         gpu_generate.sd15_rate,
+        gpu_generate.sd15_compiled_rate,
         gpu_generate.turbo_rate,
+        gpu_generate.turbo_compiled_rate,
         gpu_generate.jpeg_rates,
         generation,
     )
-    of_networks = (gpu_modules.sd15_modules, gpu_modules.vit_step, gpu_train.training_steps)
+    of_networks = (
+        gpu_modules.sd15_modules,
+        gpu_modules.vit_step,
+        gpu_train.training_steps,
+        gpu_profiles.training_kernels,
+        gpu_profiles.unet_kernels,
+    )
     return {
         **{check.__name__: check for check in (*of_ops, *of_painting, *of_networks, training)},
         **{f"benchmark_{op}": functools.partial(benchmark, f"ops/test_{op}", out) for op in OPS},

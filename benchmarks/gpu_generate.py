@@ -69,13 +69,25 @@ def painting_tests() -> Numbers:
 
 def sd15_rate() -> Numbers:
     """Stable Diffusion 1.5's sizes at 512, 50 steps of DDIM with guidance, 16 at once; to reach: 5.5 images/s."""
-    return rates(random_pipeline(SD15, CUDA, torch.float16), steps=50, guidance_scale=2.0, scheduler="ddim", batches=3)
+    return rates(random_pipeline(SD15, CUDA, torch.float16), steps=50, guidance_scale=2.0, scheduler="ddim", batches=2)
+
+
+def sd15_compiled_rate() -> Numbers:
+    """The same with --compile, in a graph."""
+    model = random_pipeline(SD15, CUDA, torch.float16)
+    return compiled_rate(model, steps=50, guidance_scale=2.0, scheduler="ddim", batches=3)
 
 
 def turbo_rate() -> Numbers:
     """SD-Turbo's sizes at 512, one step, 16 at once; to reach: 120 images/s."""
     model = random_pipeline(TURBO, CUDA, torch.float16)
     return rates(model, steps=1, guidance_scale=1.0, scheduler="euler", batches=12)
+
+
+def turbo_compiled_rate() -> Numbers:
+    """The same with --compile, in a graph."""
+    model = random_pipeline(TURBO, CUDA, torch.float16)
+    return compiled_rate(model, steps=1, guidance_scale=1.0, scheduler="euler", batches=12)
 
 
 def random_pipeline(model: Model, device: torch.device, dtype: torch.dtype) -> Pipeline:
@@ -95,7 +107,7 @@ def random_pipeline(model: Model, device: torch.device, dtype: torch.dtype) -> P
         unet = UNet2DConditionModel(**{"block_out_channels": (320, 640, 1280, 1280)} | model.unet)
         vae = AutoencoderKL(**model.vae)
     for module in (unet, vae):
-        module.to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        module.to(dtype).eval().requires_grad_(False)  # NCHW, as open_pipeline on CUDA
     return RandomPipeline(None, None, unet, vae, model.scheduler, "random")
 
 
@@ -105,35 +117,9 @@ def rates(
     """Pictures per second from embeddings to files: with graphs, without, and of diffusers' own loop."""
     import diffusers
 
-    from stablerep.engines.torch import TorchEngine
-    from stablerep.generate.config import GenerateConfig
-    from stablerep.generate.encode import decide_encoder
-    from stablerep.generate.painter import BatchSize, Painter, paint_shard
-    from stablerep.generate.schedulers import open_schedule
-    from stablerep.prompts import Prompt
-
-    device = pipeline.unet.device
-    config = GenerateConfig(
-        prompts=Path("p.txt"), out=Path("no such folder"), scheduler=scheduler, guidance_scale=guidance_scale,
-        num_inference_steps=steps, num_images_per_prompt=1, batch_size=batch, screen_retries=0,
-    )  # fmt: skip
-    config = decide_encoder(config, device)
-    prompts = [Prompt(number, "") for number in range(batches * batch)]
-    numbers: Numbers = {"jpeg_encoder": config.jpeg_encoder, "batch": batch}
-
-    def paint(name: str, graphs: bool) -> list[Any]:
-        schedule = open_schedule(scheduler, pipeline.scheduler_config, steps, device)
-        painter = Painter(pipeline, TorchEngine(pipeline), schedule, config, BatchSize(batch))
-        if not graphs:
-            vars(painter)["graphs"] = None
-        paint_shard(painter, prompts[: 3 * batch])  # warm-up, capture
-        pictures, seconds = timed(lambda: paint_shard(painter, prompts))
-        numbers[f"images_per_second_{name}"] = len(prompts) / seconds
-        assert painter.batch_size.value == batch, "the batch did not fit"
-        numbers["kept_share"] = sum(each.pixels is not None for (each,) in pictures) / len(prompts)
-        return pictures
-
-    graphed, plain = paint("graph", graphs=True), paint("eager", graphs=False)
+    graphed, numbers = paint_rate(pipeline, "graph", steps, guidance_scale, scheduler, batches, batch)
+    plain, of_plain = paint_rate(pipeline, "eager", steps, guidance_scale, scheduler, batches, batch, graphs=False)
+    numbers |= of_plain
     numbers["same_bytes"] = str(graphed) == str(plain)  # files, marks; pixels on the CPU
     assert numbers["same_bytes"], "graph and eager launches differ"
     kind = {"ddim": diffusers.DDIMScheduler, "euler": diffusers.EulerDiscreteScheduler}[scheduler]
@@ -154,6 +140,58 @@ def rates(
     rounds = max(1, batches // 2)
     _, seconds = timed(lambda: [plain_loop() for _ in range(rounds)])
     return numbers | {"images_per_second_diffusers": rounds * batch / seconds}
+
+
+def compiled_rate(
+    pipeline: Pipeline, *, steps: int, guidance_scale: float, scheduler: str, batches: int, batch: int = 16
+) -> Numbers:
+    """Pictures per second from embeddings to files, networks compiled by torch, in a graph."""
+    return paint_rate(pipeline, "compiled", steps, guidance_scale, scheduler, batches, batch, compiled=True)[1]
+
+
+def paint_rate(
+    pipeline: Pipeline,
+    name: str,
+    steps: int,
+    guidance_scale: float,
+    scheduler: str,
+    batches: int,
+    batch: int,
+    *,
+    graphs: bool = True,
+    compiled: bool = False,
+) -> tuple[list[Any], Numbers]:
+    """The pictures of some batches, and how many were made per second."""
+    from stablerep.engines.torch import TorchEngine
+    from stablerep.generate.config import GenerateConfig
+    from stablerep.generate.encode import decide_encoder
+    from stablerep.generate.painter import BatchSize, Painter, paint_shard
+    from stablerep.generate.schedulers import open_schedule
+    from stablerep.prompts import Prompt
+
+    device = pipeline.unet.device
+    config = GenerateConfig(
+        prompts=Path("p.txt"), out=Path("no such folder"), scheduler=scheduler, guidance_scale=guidance_scale,
+        num_inference_steps=steps, num_images_per_prompt=1, batch_size=batch, screen_retries=0,
+    )  # fmt: skip
+    config = decide_encoder(config, device)
+    prompts = [Prompt(number, "") for number in range(batches * batch)]
+    schedule = open_schedule(scheduler, pipeline.scheduler_config, steps, device)
+    engine = TorchEngine(pipeline, compiled=compiled)
+    painter = Painter(pipeline, engine, schedule, config, BatchSize(batch))
+    if not graphs:
+        vars(painter)["graphs"] = None
+    paint_shard(painter, prompts[: 2 * batch])  # warm-up, then a capture
+    pictures, seconds = timed(lambda: paint_shard(painter, prompts))
+    assert painter.batch_size.value == batch, "the batch did not fit"
+    if graphs:
+        assert painter.graphs is not None and painter.graphs._graphs, "nothing was captured"
+    return pictures, {
+        f"images_per_second_{name}": len(prompts) / seconds,
+        f"kept_share_{name}": sum(each.pixels is not None for (each,) in pictures) / len(prompts),
+        "jpeg_encoder": config.jpeg_encoder,
+        "batch": batch,
+    }
 
 
 def jpeg_rates() -> Numbers:

@@ -26,7 +26,7 @@ def training_steps() -> Numbers:
         "checkpointed": {"compile": "off", "activation_checkpointing": True},
     }
     for name, fields in cases.items():
-        step = _step(**fields)
+        step = training_step(**fields)
         for _ in range(3):  # compiles, allocates
             step()
         torch.cuda.synchronize()
@@ -44,7 +44,7 @@ def training_steps() -> Numbers:
     return numbers
 
 
-def _step(**fields: Any) -> partial[None]:
+def training_step(**fields: Any) -> partial[None]:
     from stablerep.data.loader import Batch
     from stablerep.train import loop
     from stablerep.train.config import TrainConfig

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
 
 PREFETCH = 2  # batches DALI works on ahead of the one handed out
+FEW_THREADS = 4  # below, nvJPEG decodes where there is a GPU
 BLACK = np.frombuffer(b"P6 1 1 255\n\0\0\0", np.uint8)  # in the place of what is damaged
 
 log = logging.getLogger("stablerep.data")
@@ -78,6 +79,9 @@ def _pipeline(
     from nvidia.dali import fn, pipeline_def, types  # 1 s: pictures that are painted need no DALI
 
     on_gpu = device.type == "cuda"
+    # The GPU has a model to train: beside one, nvJPEG gives 3,900 pictures of 256 x 256 a second and slows the step by
+    # a tenth; 16 threads of the CPU give 14,000 and slow nothing (H200, docs/performance.md).
+    by_nvjpeg = on_gpu and num_threads < FEW_THREADS
 
     def feed() -> Any:
         batch = next(batches)  # StopIteration ends the pipeline
@@ -98,11 +102,13 @@ def _pipeline(
     )
     def build() -> Any:
         # fancy upsampling: on the GPU the pixels of the CPU, as near as nvJPEG comes
-        options: dict[str, Any] = {"device": "mixed" if on_gpu else "cpu", "jpeg_fancy_upsampling": True}
-        if not deep:
-            return fn.decoders.image(fn.external_source(feed, batch=True), **options)
-        encoded, low, scale = fn.external_source(feed, num_outputs=3, batch=True)
-        values = fn.decoders.image(encoded, dtype=types.UINT16, **options)
-        return fn.cast((fn.cast(values, dtype=types.FLOAT) - low) * scale, dtype=types.UINT8)  # saturates and rounds
+        options: dict[str, Any] = {"device": "mixed" if by_nvjpeg else "cpu", "jpeg_fancy_upsampling": True}
+        if deep:
+            encoded, low, scale = fn.external_source(feed, num_outputs=3, batch=True)
+            values = fn.cast(fn.decoders.image(encoded, dtype=types.UINT16, **options), dtype=types.FLOAT)
+            pixels = fn.cast((values - low) * scale, dtype=types.UINT8)  # saturates and rounds
+        else:
+            pixels = fn.decoders.image(fn.external_source(feed, batch=True), **options)
+        return pixels.gpu() if on_gpu and not by_nvjpeg else pixels
 
     return build()
