@@ -301,6 +301,7 @@ def _host_batches(painter: Painter, encoded: EncodedPrompts, wanted: list[Pictur
         yield launched.popleft()()
 
 
+@torch.inference_mode()  # of all inputs: torch.compile takes a tensor made outside for another kind of input
 def paint_batch(painter: Painter, encoded: EncodedPrompts, wanted: list[PictureId]) -> PaintedBatch:
     """Paint on the device. Asks it nothing."""
     config, device, prompts = painter.config, painter.device, encoded.prompts

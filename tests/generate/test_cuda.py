@@ -7,6 +7,7 @@ replay calls again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -104,6 +105,21 @@ def test_guidance_seeds_and_negative_prompts_are_inputs_and_only_no_guidance_is_
     pictures = paint_shard(graphed, prompts)
     assert (capture.captured, capture.replayed) == (2, 5 + 3)
     assert same(pictures, paint_shard(painter(TorchEngine(pipeline), num_images_per_prompt=8), prompts))
+
+
+def test_what_is_compiled_is_compiled_before_it_is_captured(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler allocates and waits, which a capture cannot hold."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+    def capture(call, inputs) -> CapturedGraph:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            return CallAgain()(call, inputs)
+
+    compiled = painter(TorchEngine(pipeline, compiled=True), capture, num_inference_steps=1, num_images_per_prompt=8)
+    paint_shard(compiled, [Prompt(0, "a bag", guidance_scale=1.0)])  # its text goes to the UNet as it came
+    assert compiled.graphs._graphs, "capturing failed"
 
 
 def test_a_halved_batch_is_captured_anew(pipeline: Pipeline) -> None:
