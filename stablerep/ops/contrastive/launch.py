@@ -214,15 +214,16 @@ def _tile(kernel: str, dtype: torch.dtype, dim: int, target: int) -> Tile:
             return Tile(128, 64, depth, 0, 8, 3 if large else 2)
         return Tile(64, 32, depth, min(width, 128), 8, 2)
     if kernel == "logsumexp":
+        # Streamed, so that a wider tile fits: at D 256 1.29 ms, resident 1.45 (H200, N 32,768); 100: spills
+        if target == 90 and width >= 256:
+            return Tile(128, 256, 64, 0, 8, 3)
         if width > 256:
             return Tile(128, 128, 64, 0, 8, 3) if large else Tile(128, 64, 64, 0, 8, 2)
-        if (
-            target == 90 and width == 256
-        ):  # streamed, so that a wider tile fits: 1.29 ms, resident 1.45 (H200, N 32,768); 100: spills
-            return Tile(128, 256, 64, 0, 8, 3)
         return Tile(128, 128, width, 0, 8, 2 if width == 256 else 3) if large else Tile(128, 64, width, 0, 8, 2)
     if width <= (256 if dtype == torch.bfloat16 else 128):
         return Tile(128, 64, width, width, 8, 2 if width == 256 else 3) if large else Tile(64, 64, width, width, 8, 2)
+    if large and width == 512 and dtype == torch.bfloat16:  # scores once for all features; 100 has less room for them
+        return Tile(64, 64 if target == 90 else 32, width, width, 8, 2)
     if dtype == torch.float16:
         return Tile(128, 64, 64, 128, 8, 2)  # its second operand is made anew in registers
     return Tile(64, 64, 64, 256, 8, 2)
@@ -261,7 +262,11 @@ def _constants(tile: Tile, dim: int, self_at: int | None, unshifted: bool) -> di
 
 
 # A dim for each branch of _tile; odd ones need masks.
-COMPILED_DIMS = {torch.float32: (20, 100, 256), torch.bfloat16: (20, 128, 256, 768), torch.float16: (20, 128, 256)}
+COMPILED_DIMS = {
+    torch.float32: (20, 100, 256),
+    torch.bfloat16: (20, 128, 256, 300, 512, 768),
+    torch.float16: (20, 128, 256),
+}
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 INTEGERS = {
     **dict.fromkeys(("order_ptr", "slot_ptr", "count_ptr", "q_slot_ptr", "k_slot_ptr"), "*i64"),
