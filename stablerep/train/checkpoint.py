@@ -1,7 +1,7 @@
 """What a run goes on from: the folder that is its own, and the checkpoints there.
 
 Checkpoints are whole or not there, the newest few are kept, and a damaged one is passed over. There is no state of
-random numbers or of the data in them: both follow from the seed and the step.
+random numbers or of the data in them: both follow from the seed and the step. They are written while training goes on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -117,6 +119,66 @@ def state_of(data: TrainingData, model: nn.Module, optimiser: torch.optim.AdamW)
     """What restore needs, but for the step. Every rank calls it."""
     weights, moments = parallel.whole(model.state_dict()), parallel.whole(optimiser.state_dict())
     return {"model": weights, "optimiser": moments, "data": data.fingerprint()}
+
+
+class Saver:
+    """Writes checkpoints in a thread of its own, one at a time, while training goes on.
+
+    Whatever ends the block, the write under way is finished first. Other ranks than the first pass enabled=False: they
+    write nothing.
+    """
+
+    def __init__(self, folder: Path, keep: int, device: torch.device, *, enabled: bool = True) -> None:
+        self._folder, self._keep, self._device, self._enabled = folder, keep, device, enabled
+        self._thread = ThreadPoolExecutor(1, "checkpoint")  # not a daemon: Python's exit must not cut a file off
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copy the state to host memory and have the copy written. Waits for the write before, never for the device.
+
+        Raises:
+            UserError: the write before failed.
+        """
+        if not self._enabled:
+            return
+        self.wait()  # before copying: host memory holds one copy, not two
+        copy, copied = parallel.map_tensors(_to_host, state), None
+        if self._device.type == "cuda":
+            copied = torch.cuda.current_stream(self._device).record_event(torch.cuda.Event(blocking=True))
+        self._writing = self._thread.submit(self._write, step, copy, copied)
+
+    def _write(self, step: int, state: dict[str, Any], copied: torch.cuda.Event | None) -> None:
+        if copied is not None:
+            copied.synchronize()
+        save(self._folder, step, state, self._keep)
+
+    def wait(self) -> None:
+        """Return when what was saved is on the disk, or raise why it cannot be."""
+        if self._writing is not None and (failure := self._writing.exception()) is not None:
+            self._writing = None  # raised once
+            raise failure
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except Exception as failure:
+            if error is None:
+                raise
+            log.error("%s", failure)  # said, not raised: it must not hide what ended the run
+        finally:
+            self._thread.shutdown()
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy of its own; from a GPU it is there only when the current stream has come so far."""
+    if tensor.device.type == "cpu":
+        return tensor.clone()  # the next update changes weights in place
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:

@@ -185,6 +185,7 @@ def run(
         RunLog(out, first + 1, enabled=is_first_rank, trackers=open_trackers(config) if is_first_rank else ()) as log,
         progress(f"train {out.name}", steps * size, "images", start=first * size, show=is_first_rank) as bar,
         listening() as request,
+        checkpoint.Saver(out / checkpoint.CHECKPOINTS, config.keep_checkpoints, device, enabled=is_first_rank) as saver,
     ):
         metrics = metrics_of(config, model, device)
         for step, batch in enumerate(metrics.timed(batches), first):
@@ -196,7 +197,7 @@ def run(
             done = step + 1
             update_teacher(done / steps)
             if done % config.log_every == 0 or done == steps:
-                means = metrics.drain(batch.labels) | data.drain()  # the only waits for the device, but for checkpoints
+                means = metrics.drain(batch.labels) | data.drain()  # the only waits for the device
                 peak = memory.peak_gb(device)
                 log.write(done, lr=lr, epoch=done / data.steps_per_epoch, peak_memory_gb=peak, **means)
                 refuse_divergence(means, done, config)
@@ -206,10 +207,9 @@ def run(
                     log.write(done, **watch.look(done, parallel.whole_encoder(model, config)))
             stopped_by = request.agreed_on()
             if done % config.checkpoint_every == 0 or done == steps or stopped_by:
-                state = checkpoint.state_of(data, model, optimiser)  # on every rank: it gathers what is sharded
-                if is_first_rank:
-                    checkpoint.save(out / checkpoint.CHECKPOINTS, done, state, config.keep_checkpoints)
+                saver.save(done, checkpoint.state_of(data, model, optimiser))  # every rank: it gathers what is sharded
             if stopped_by and done < steps:
+                saver.wait()
                 checkpoint.say_saved(done, steps)
                 raise Stopped(stopped_by, done)
 

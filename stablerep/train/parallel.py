@@ -7,6 +7,7 @@ not, and earlier checkpoints stay readable.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,11 +56,16 @@ def synchronise_gradients(model: nn.Module, wanted: bool) -> None:
 
 def whole(tree: Any) -> Any:
     """A tree of dicts and lists with whole tensors in place of shards. Every rank calls it; plain tensors stay."""
-    if isinstance(tree, DTensor):
-        return tree.full_tensor()
+    return map_tensors(lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor, tree)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """A tree of dicts and lists with function(tensor) in place of each tensor; all else stays."""
+    if isinstance(tree, Tensor):
+        return function(tree)
     if isinstance(tree, dict):
-        return {name: whole(value) for name, value in tree.items()}
-    return [whole(value) for value in tree] if isinstance(tree, list) else tree
+        return {name: map_tensors(function, value) for name, value in tree.items()}
+    return [map_tensors(function, value) for value in tree] if isinstance(tree, list) else tree
 
 
 def whole_encoder(model: nn.Module, config: TrainConfig) -> nn.Module:

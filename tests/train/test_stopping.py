@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from stablerep.train import checkpoint, loop, stopping
 from stablerep.train.loop import train
@@ -56,6 +57,36 @@ def test_a_command_saves_the_step_it_is_at_and_goes_on_from_there(shards: Path, 
         saved.append(int(found[1]))
         assert checkpoint.steps(out / "checkpoints") == saved
     assert saved[0] < saved[1]
+
+
+def test_a_run_says_that_it_is_saved_once_a_slow_disk_has_it(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def learning_rate(at: int, **fields: Any) -> float:
+        if at == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original_rate(at, **fields)
+
+    def slow_save(*what: Any) -> None:
+        time.sleep(0.2)
+        original_save(*what)
+
+    def say_saved(step: int, steps: int) -> None:
+        on_disk.append(checkpoint.steps(folder))
+        original_say(step, steps)
+
+    original_rate, original_save, original_say = loop.learning_rate, torch.save, checkpoint.say_saved
+    monkeypatch.setattr(loop, "learning_rate", learning_rate)
+    monkeypatch.setattr(torch, "save", slow_save)
+    monkeypatch.setattr(checkpoint, "say_saved", say_saved)
+    folder, on_disk = tmp_path / "run" / "checkpoints", []
+    caplog.set_level("INFO", "stablerep.train")
+    with pytest.raises(Stopped) as stop:
+        train(config_for(shards, tmp_path / "run"))
+    assert "stopped after step 3 of 6, which is saved" in caplog.text
+    assert stop.value.step == 3 and on_disk == [[2, 3]]
+    state = checkpoint.load_newest(folder, torch.device("cpu"))
+    assert state is not None and state["step"] == 3
 
 
 def stop_on_rank_1(data: Path, out: Path) -> tuple[int, int]:
