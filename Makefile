@@ -67,8 +67,8 @@ sanitize: setup ## run the native ops' tests under AddressSanitizer and Undefine
 
 # Without network: WHEELS=dir holds wheels of what this machine's own Python lacks; torch comes from that Python.
 gpu-check: GPU_VENV := $(if $(WHEELS),build/gpu-check,$(VENV))
-gpu-check: $(if $(WHEELS),offline,setup) ## check and measure what needs a CUDA GPU (OUT=dir, WHEELS=dir)
-	$(GPU_VENV)/bin/python -m benchmarks.gpu_check $(if $(OUT),--out $(OUT))
+gpu-check: $(if $(WHEELS),offline,setup) ## check and measure what needs a CUDA GPU (PART=1 to 4, OUT=dir, WHEELS=dir)
+	$(GPU_VENV)/bin/python -m benchmarks.gpu_check $(if $(PART),--part $(PART)) $(if $(OUT),--out $(OUT))
 
 .PHONY: offline
 offline:

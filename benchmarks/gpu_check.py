@@ -1,8 +1,9 @@
 """`make gpu-check`: everything that needs a CUDA GPU; a line per check, and the numbers as JSON.
 
-`--only` runs some of them; what is not installed is skipped by name. Without a GPU every check is listed as skipped and
-the exit code is 0. Each check runs in a process of its own: after an illegal address CUDA answers nothing more in the
-process that met it.
+Four parts, in order of worth: ops, painting, training, profiles. `--part` runs one, `--only` runs some. What is not
+installed is skipped by name, and what has passed for this commit and device is not run again. Without a GPU every check
+is listed as skipped and the exit code is 0. Each check runs in a process of its own: after an illegal address CUDA
+answers nothing more in the process that met it.
 """
 
 from __future__ import annotations
@@ -152,9 +153,9 @@ def _in_process(name: str, check: Callable[[], Numbers], sender: Connection) -> 
     sender.send(Result(name, status, round(time.perf_counter() - start, 2), detail, numbers))
 
 
-def checks_by_name(out: Path) -> dict[str, Callable[[], Numbers]]:
-    """In the order of what they stand on: ops, painting, training."""
-    of_ops = (
+def parts_of(out: Path) -> list[dict[str, Callable[[], Numbers]]]:
+    """The checks by name: ops, painting, training, profiles; in each what may be wrong first, then rates."""
+    ops = (
         gpu_ops.native_half,
         gpu_ops.philox_normal,
         gpu_ops.guided_step,
@@ -164,36 +165,41 @@ def checks_by_name(out: Path) -> dict[str, Callable[[], Numbers]]:
         gpu_ops.image_text_loss,
         gpu_ops.no_waiting,
     )
-    of_painting = (
+    painting = (
         gpu_generate.painting_tests,
-        gpu_generate.sd15_rate,
         gpu_generate.sd15_compiled_rate,
-        gpu_generate.turbo_rate,
         gpu_generate.turbo_compiled_rate,
+        gpu_generate.turbo_rate,
+        gpu_generate.sd15_rate,
         gpu_generate.jpeg_rates,
         generation,
     )
-    of_networks = (
-        gpu_modules.sd15_modules,
-        gpu_modules.vit_step,
-        gpu_train.training_steps,
+    networks = (gpu_train.checkpoint_tests, gpu_train.training_steps, training)
+    profiles = (
         gpu_profiles.training_kernels,
         gpu_profiles.unet_kernels,
+        gpu_modules.sd15_modules,
+        gpu_modules.vit_step,
     )
-    return {
-        **{check.__name__: check for check in (*of_ops, *of_painting, *of_networks, training)},
-        **{f"benchmark_{op}": functools.partial(benchmark, f"ops/test_{op}", out) for op in OPS},
-        "benchmark_training": functools.partial(benchmark, "train/test_training", out),
-    }
+    of_ops, of_painting, of_training, of_profiles = (
+        {check.__name__: check for check in checks} for checks in (ops, painting, networks, profiles)
+    )
+    of_ops |= {f"benchmark_{op}": functools.partial(benchmark, f"ops/test_{op}", out) for op in OPS}
+    of_training["benchmark_training"] = functools.partial(benchmark, "train/test_training", out)
+    return [of_ops, of_painting, of_training, of_profiles]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
+    parser.add_argument("--part", type=int, choices=range(1, 5), help="1 ops, 2 painting, 3 training, 4 profiles")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these alone")
     arguments = parser.parse_args()
     out: Path = arguments.out
-    checks = checks_by_name(out)
+    parts = parts_of(out)
+    checks = {name: check for part in parts for name, check in part.items()}
+    if arguments.part:
+        checks = parts[arguments.part - 1]
     if unknown := set(arguments.only or ()) - set(checks):
         parser.error(f"there is no check {', '.join(sorted(unknown))}; there are {', '.join(checks)}")
     checks = {name: check for name, check in checks.items() if name in (arguments.only or checks)}
@@ -209,6 +215,10 @@ def main() -> int:
     rows = {row["name"]: row for row in json.loads(path.read_text())["checks"]} if path.exists() else {}
     environment = record.environment("cuda")
     for name, check in checks.items():
+        row = rows.get(name, {})
+        if row.get("status") == "passed" and not row["dirty"] and row["commit"] == environment["commit"]:
+            print(f"  recorded {name}: it has passed for this commit", flush=True)
+            continue
         result = run_check(name, check)
         results.append(result)
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in result.numbers.items() if isinstance(value, float))
