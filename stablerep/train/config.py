@@ -170,7 +170,7 @@ class TrainConfig:
     text: TextConfig = field(default_factory=TextConfig)
     """Its fields are flags like these."""
 
-    SYNCLR: ClassVar = "What SynCLR adds"
+    SYNCLR: ClassVar = "What SynCLR and DINOv2 add"
 
     synclr: SynclrConfig = field(default_factory=SynclrConfig)
     """Its fields are flags like these."""
@@ -206,8 +206,10 @@ class TrainConfig:
         asked = OBJECTIVES[self.objective]
         if self.online and (asked.group_by != "prompt" or asked.reads_text):
             raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
-        if self.synclr.is_used and self.objective != "stablerep":
-            raise UserError(f"--ema-teacher and --local-crops go with --objective stablerep, not {self.objective}")
+        if (self.synclr.is_used or self.synclr.koleo_weight) and self.objective != "stablerep":
+            raise UserError(
+                f"--ema-teacher, --local-crops and --koleo-weight go with --objective stablerep, not {self.objective}"
+            )
         if self.online and (self.synclr.ibot_weight or self.synclr.local_crops):
             raise UserError("--ibot-weight and --local-crops do not go with --online; paint shards for that")
         check_choice("--precision", self.precision, PRECISIONS)
