@@ -31,6 +31,7 @@ from stablerep.shards import Picture, Sample, start_dataset, write_shard
 from stablerep.train import loop
 from stablerep.train.config import TrainConfig
 from stablerep.train.initial import Initial
+from stablerep.train.metrics import metrics_of
 
 PROMPTS, PER_PROMPT, SIDE = 200, 10, 256
 TURNS = {"cpu": 5, "cuda": 2}  # make gpu-check grants a check three minutes
@@ -212,7 +213,8 @@ def test_what_the_loop_adds(
 
     data = Interleaved(recipe, steps, bare)
     model, optimiser = loop.build(config, where)
-    loop.run(config, tmp_path / "run", data, model, optimiser, where, Initial())  # type: ignore[arg-type]
+    metrics = metrics_of(config, model, where)
+    loop.run(config, data, model, optimiser, where, Initial(), metrics)  # type: ignore[arg-type]
     case = f"training loop {arch} at {recipe.image_size}, batch {recipe.batch_size}, resident data"
     samples = {"stablerep": data.ours_ms[1:], "forward, backward, AdamW": data.bare_ms[1:]}
     bench.keep(case, device, samples)

@@ -25,6 +25,7 @@ from stablerep.runlog import as_bytes, as_number
 from stablerep.train import checkpoint, loop, memory
 from stablerep.train.config import TrainConfig
 from stablerep.train.initial import load_initial, refuse_tag
+from stablerep.train.metrics import metrics_of
 
 WARM_STEPS, MEASURED_STEPS = 2, 3
 STATE_BYTES = 12  # of a weight in a checkpoint: float32, and AdamW's two means
@@ -93,7 +94,8 @@ def estimate(config: TrainConfig, open_online: loop.OpenOnline | None = None) ->
         data = loop.open_data(trial, device, open_online)
         model, optimiser = loop.build(trial, device)
         initial = load_initial(trial, model)
-        loop.run(trial, out, _FirstBatches(**vars(data)), model, optimiser, device, initial)
+        metrics = metrics_of(trial, model, device)
+        loop.run(trial, _FirstBatches(**vars(data)), model, optimiser, device, initial, metrics)
         seconds, wait = _measured(out, config.batch_size) if distributed.rank() == 0 else (math.nan, math.nan)
         weights = sum(weight.numel() for weight in model.parameters())
         taken, limit = _memory(device)

@@ -51,7 +51,8 @@ def flops_of(encoder: nn.Module, head: nn.Module | None, image_size: int) -> flo
     from torch.utils.flop_counter import FlopCounterMode
 
     # eval: the BatchNorms that look at all ranks would ask them about a tensor without storage.
-    copied = copy.deepcopy(encoder).to("meta").eval()
+    # No gradient: the counter expects a graph behind a module that is handed a weight (SigLIP's pooling).
+    copied = copy.deepcopy(encoder).to("meta").eval().requires_grad_(False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         copied(torch.empty(2, 3, image_size, image_size, device="meta"))
     layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)] if head is not None else []

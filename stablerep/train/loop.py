@@ -27,7 +27,7 @@ from stablerep.train.acceleration import choose_precision, compile_model
 from stablerep.train.backward import Backward
 from stablerep.train.config import OBJECTIVES, TrainConfig
 from stablerep.train.initial import Initial, load_initial, refuse_tag
-from stablerep.train.metrics import metrics_of, progress_note, refuse_divergence
+from stablerep.train.metrics import Metrics, metrics_of, progress_note, refuse_divergence
 from stablerep.train.objectives import create_objective
 from stablerep.train.optimiser import create_optimiser, learning_rate, update
 from stablerep.train.stopping import Stopped, listening
@@ -66,6 +66,7 @@ def train(
         # Data and weights before the folder: a mistake there must not leave one behind.
         data = open_data(config, device, open_online)
         model, optimiser = build(config, device)
+        metrics = metrics_of(config, model, device)  # before weights are shared out: their arithmetic is counted whole
         has_weights = bool(checkpoint.steps(out / checkpoint.CHECKPOINTS))
         initial = Initial.load(out) if has_weights else load_initial(config, model)
         if config.parallel == "fsdp" and distributed.world_size() > 1:
@@ -80,7 +81,7 @@ def train(
         if config.watch:
             assert open_watch is not None, "config.watch needs open_watch"
             watch = Watch(config, open_watch(device), transform, initial.initialized_from)
-        run(config, out, data, model, optimiser, device, initial, watch)
+        run(config, data, model, optimiser, device, initial, metrics, watch)
         encoder = parallel.whole_encoder(model, config)
         if distributed.rank() == 0:
             name = initial.initialized_from
@@ -162,15 +163,16 @@ def build(config: TrainConfig, device: torch.device) -> tuple[nn.Module, torch.o
 
 def run(
     config: TrainConfig,
-    out: Path,
     data: TrainingData,
     model: nn.Module,
     optimiser: torch.optim.AdamW,
     device: torch.device,
     initial: Initial,
+    metrics: Metrics,
     watch: Watch | None = None,
 ) -> None:
     """Train from the newest checkpoint, or from the start, to the last step; the model then holds the result."""
+    out = Path(config.out)
     steps = config.steps or math.ceil(config.epochs * data.steps_per_epoch)
     warmup_steps = round(config.warmup * steps)
     first = checkpoint.restore(out, data, model, optimiser, device)
@@ -187,7 +189,6 @@ def run(
         listening() as request,
         checkpoint.Saver(out / checkpoint.CHECKPOINTS, config.keep_checkpoints, device, enabled=is_first_rank) as saver,
     ):
-        metrics = metrics_of(config, model, device)
         for step, batch in enumerate(metrics.timed(batches), first):
             torch.manual_seed(_step_seed(config.seed, step))  # dropout and the like: resumed runs draw the same
             loss = backward(batch)

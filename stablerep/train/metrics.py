@@ -44,7 +44,8 @@ class Metrics:
         self._restart()
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, with a note of how long each was waited for."""
+        """The batches, with a note of how long each was waited for; the clock starts with the first."""
+        self._restart()
         while True:
             start = time.perf_counter()
             batch = next(batches, None)

@@ -25,6 +25,8 @@ class Objective:
     create: str | Callable[..., nn.Module] = PARTS + "contrastive:Contrastive"
     """(encoder, config, bf16=...) to the module that is trained; `module:name` is imported when it is needed."""
     reads_text: bool = False  # batches carry the captions of their pictures
+    usual_views: int = 6  # where --views-per-prompt is not given
+    fewest_views: int = 2  # that it may say: with one, nothing else in a batch would be a positive
 
 
 # With two views of each picture and nothing else alike, the multi-positive loss is SimCLR's NT-Xent; with the classes
@@ -32,7 +34,7 @@ class Objective:
 OBJECTIVES = {
     "stablerep": Objective("prompt", None, PARTS + "self_distillation:create_stablerep"),
     "simclr": Objective("image", 2),
-    "supcon": Objective("class", 2),
+    "supcon": Objective("class", usual_views=2, fewest_views=1),  # one has positives: other pictures of its class
     "clip": Objective("caption", 1, PARTS + "image_text:Clip", reads_text=True),
     "siglip": Objective("caption", 1, PARTS + "image_text:SigLip", reads_text=True),
     "stablerep+": Objective("prompt", None, PARTS + "image_text:StableRepPlus", reads_text=True),
@@ -73,7 +75,7 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SynclrConfig:
-    """What SynCLR adds to stablerep. As it stands: nothing."""
+    """What SynCLR, and DINOv2 with its KoLeo, add to stablerep. As it stands: nothing."""
 
     ema_teacher: float = 0.0
     """Compare to the rows of a teacher whose weights are a moving average, of this momentum at first, 1 at the end;
@@ -91,8 +93,12 @@ class SynclrConfig:
     local_crop_size: int = 96
     """Side of a small crop in pixels; it shows 5 to 32 percent of the picture."""
 
+    koleo_weight: float = 0.0
+    """Weight of the term that moves each picture's features away from the nearest of another prompt (KoLeo); DINOv2:
+    0.1."""
+
     def __post_init__(self) -> None:
-        check_at_least(self, ibot_weight=0, ibot_prototypes=2, local_crops=0, local_crop_size=8)
+        check_at_least(self, koleo_weight=0, ibot_weight=0, ibot_prototypes=2, local_crops=0, local_crop_size=8)
         if not 0 <= self.ema_teacher < 1:
             raise UserError(f"--ema-teacher must be from 0 to below 1, got {self.ema_teacher}; SynCLR's is 0.994")
         if self.ibot_weight and not self.ema_teacher:
@@ -100,4 +106,5 @@ class SynclrConfig:
 
     @property
     def is_used(self) -> bool:
+        """Whether a loss needs more than the features of its batch: small crops, or a teacher's."""
         return bool(self.ema_teacher or self.local_crops)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from stablerep.models import create_encoder
+from stablerep.train import metrics
 from stablerep.train.features import NAMES, HeadRows, describe
 from stablerep.train.flops import flops_of
 from stablerep.train.loop import build, train
@@ -89,12 +91,29 @@ def test_flops_are_those_of_the_data_sheets(tmp_path: Path) -> None:
     of_head = 3 * 2 * (384 * 16 + 16 * 16 + 16 * 8)
     assert flops_of(encoder, head, 224) - flops_of(encoder, None, 224) == of_head
     assert next(encoder.parameters()).device.type == "cpu" and encoder.training
+    pooled = create_encoder("test_vit3", 160)  # by attention of a learned query, a weight that a module is handed
+    assert flops_of(pooled, None, 160) > 0 and all(weight.requires_grad for weight in pooled.parameters())
 
 
-def flops_of_a_run(out: Path) -> float:
-    model, _ = build(config_for(out, out), torch.device("cpu"))
-    return flops_of(model.get_submodule("encoder"), model.get_submodule("head"), 32)
+def peak_of_a_run(data: Path, out: Path, fields: dict[str, Any]) -> list[float]:
+    """Pictures a second at full utilisation, by the lines of a run whose ranks do 1e12 a second each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "peak_flops", lambda device: 1e12)
+        train(config_for(data, out, precision="bf16", **fields))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["images_per_second"] / line["mfu"] for line in lines]
 
 
-def test_ranks_count_without_asking_each_other(tmp_path: Path, run_ranks: Callable[..., list[Any]]) -> None:
-    assert run_ranks(2, flops_of_a_run, tmp_path) == [flops_of_a_run(tmp_path)] * 2
+@pytest.mark.parametrize(
+    "fields", [{"arch": "test_resnet"}, {"arch": "test_vit", "parallel": "fsdp"}], ids=["over_ranks", "fsdp"]
+)
+def test_utilisation_is_of_the_whole_encoder_on_any_ranks(
+    tmp_path: Path, fields: dict[str, Any], run_ranks: Callable[..., list[Any]]
+) -> None:
+    """Also where its BatchNorms ask other ranks, and where its weights are shared out."""
+    shards = write_shards(tmp_path / "shards", prompts=10, per_prompt=4)
+    config = config_for(shards, tmp_path, **fields)
+    model, _ = build(config, torch.device("cpu"))
+    expected = 2 * 1e12 / flops_of(model.get_submodule("encoder"), model.get_submodule("head"), config.image_size)
+    for found in run_ranks(2, peak_of_a_run, shards, tmp_path / "run", fields):
+        assert found == pytest.approx([expected] * len(found))

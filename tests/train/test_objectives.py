@@ -21,7 +21,11 @@ from stablerep.data.masking import masked_patches
 from stablerep.models import create_encoder
 from stablerep.train import optimiser
 from stablerep.train.config import TrainConfig
-from stablerep.train.objectives import create_objective
+from stablerep.train.loop import open_data
+from stablerep.train.objectives import contrastive, create_objective
+from stablerep.train.objectives.contrastive import koleo
+from tests.data.pictures import write_folder
+from tests.waits import Waits
 
 ROWS, SIZE = 16, 32
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 4, 4, 0, 5, 6, 6])  # of two ranks' and four ranks' batches too
@@ -31,7 +35,8 @@ SYNCLR: dict[str, dict[str, Any]] = {
     "small crops": {"local_crops": CROPS, "local_crop_size": SMALL},
     "teacher": {"ema_teacher": 0.9},
     "synclr": {"ema_teacher": 0.9, "local_crops": CROPS, "local_crop_size": SMALL}
-    | {"ibot_weight": 0.7, "ibot_prototypes": 12},
+    | {"ibot_weight": 0.7, "ibot_prototypes": 12, "koleo_weight": 0.4},
+    "koleo": {"koleo_weight": 0.3},
 }
 NAMES = (*OBJECTIVES, *SYNCLR)
 
@@ -161,7 +166,7 @@ def synclr(model: Any, batch: Batch, config: TrainConfig) -> Tensor:
     rows = model.head(torch.cat([features, *(each for _, each in crops)]))  # one BatchNorm over all
     picture = [*range(ROWS), *(i for i, _ in crops for _ in range(CROPS))]
     if not asked.ema_teacher:
-        return multi_positive(rows, config.temperature, LABELS[picture])
+        return multi_positive(rows, config.temperature, LABELS[picture]) + asked.koleo_weight * by_distances(features)
     with torch.no_grad():
         seen = encoded(model.teacher["encoder"], batch.images, torch.zeros_like(holes), None)
         keys = model.teacher["head"](model.teacher["encoder"].forward_head(seen))
@@ -172,7 +177,7 @@ def synclr(model: Any, batch: Batch, config: TrainConfig) -> Tensor:
         shares = score[row, others].softmax(0)
         terms = [-shares[others.index(j)].log() for j in positives]
         per_row.append(torch.stack(terms).mean() if terms else score.new_zeros(()))
-    loss = torch.stack(per_row[:ROWS]).mean()
+    loss = torch.stack(per_row[:ROWS]).mean() + asked.koleo_weight * by_distances(features)
     if crops:
         loss = loss + torch.stack(per_row[ROWS:]).mean()
     if asked.ibot_weight:
@@ -187,6 +192,16 @@ def synclr(model: Any, batch: Batch, config: TrainConfig) -> Tensor:
         for i, shares, guess in zip(at[0].tolist(), target, guesses, strict=True):
             loss = loss - asked.ibot_weight * (shares * guess.log()).sum() / holes[i].sum() / ROWS
     return loss
+
+
+def by_distances(features: Tensor, labels: Tensor = LABELS) -> Tensor:
+    """KoLeo, one pair at a time: the smallest distance to a row of another label, whose row stands still."""
+    unit, total = features / features.norm(dim=1, keepdim=True), features.new_zeros(())
+    for row, label in zip(unit, labels, strict=True):
+        others = unit.detach()[labels != label]
+        distances = [(row - other + 1e-8).square().sum().sqrt() for other in others]
+        total = total - (torch.stack(distances).min() + 1e-8).log() if distances else total
+    return total / len(labels)
 
 
 def encoded(vit: Any, images: Tensor, holes: Tensor, mask_token: Tensor | None) -> Tensor:  # [B, prefix + P, D]
@@ -229,14 +244,73 @@ def test_loss_and_gradients_are_those_of_the_paper(name: str) -> None:
         np.testing.assert_allclose(ours[key], value, rtol=1e-6, atol=1e-9 * np.abs(value).max() + 1e-14, err_msg=key)
 
 
+@pytest.mark.parametrize("views", [1, 3])
+def test_supcon_of_any_number_of_views(views: int, tmp_path: Path) -> None:
+    """A batch as it is dealt, where rows of one view may be without positive: they count as 0."""
+    for name, pictures in (("bag", 5), ("coat", 4), ("shoe", 1)):
+        write_folder(tmp_path / name, pictures)
+    config = config_of("supcon", data=str(tmp_path), views_per_prompt=views, batch_size=12 if views == 3 else 10)
+    files = open_data(config, torch.device("cpu")).files
+    assert files is not None
+    picks = files.picks(0)
+    labels = torch.from_numpy(picks.label)
+    assert (np.unique(picks.image, return_counts=True)[1] == views).all()
+    model: Any = build(config)
+    images = torch.randn(len(labels), 3, SIZE, SIZE, dtype=torch.float64)
+    expected = multi_positive(model.head(model.encoder(images)), config.temperature, labels)
+    expected.backward()
+    theirs = gradients_of(model)
+    model.zero_grad(set_to_none=True)
+    loss = model(Batch(images, labels))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    for key, value in gradients_of(model).items():
+        np.testing.assert_allclose(value, theirs[key], rtol=1e-6, atol=1e-9 * np.abs(value).max() + 1e-14, err_msg=key)
+
+
 def test_loss_of_the_features_is_the_loss() -> None:
     """What gradient caching rests on: features of parts of a batch, one after the other, then the loss of all."""
-    for name in OBJECTIVES:
+    for name in (*OBJECTIVES, "koleo"):
         model, batch = build(config_of(name)), batch_of(0, config_of(name))
         assert model.why_not_split is None
         halves = [replace(batch, images=half) for half in batch.images.chunk(2)]
         features = torch.cat([model.features(half) for half in halves])
         assert model.loss(features, batch).item() == pytest.approx(model(batch).item(), rel=1e-10)
+
+
+def test_koleo_by_hand() -> None:
+    """Unit rows at 0, 60 and 180 degrees, the first two of one label: 2, root 3 and root 3 apart from their nearest."""
+    rows = torch.tensor([[3.0, 0.0], [0.5, 0.75**0.5], [-2.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    loss = koleo(rows, torch.tensor([0, 0, 1]))
+    assert loss.item() == pytest.approx(-math.log(6) / 3, rel=1e-6)
+    loss.backward()
+    # The third moves away from the second, 120 degrees off, along the circle: cot(60 degrees) / 2 over length 2, mean.
+    np.testing.assert_allclose(rows.grad[2], [0.0, 3**-0.5 / 2 / 2 / 3], atol=1e-7)
+
+
+def test_koleo_in_blocks_is_that_of_pairs_and_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive, "NEIGHBOUR_ROWS", 10)
+    rows = torch.randn(63, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.arange(63) * 7919 % 5
+    with Waits() as waits:
+        loss = koleo(rows, labels)
+        (gradient,) = torch.autograd.grad(loss, rows)
+    assert not +waits.counts
+    expected = by_distances(rows, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, rows)[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_koleo_of_one_place_or_of_one_label_is_finite(dtype: torch.dtype) -> None:
+    rows = torch.ones(6, 8, dtype=dtype, requires_grad=True)
+    loss = koleo(rows, torch.arange(6))
+    loss.backward()
+    assert loss.isfinite() and rows.grad is not None and rows.grad.isfinite().all()
+    alone = torch.randn(6, 8, dtype=dtype, requires_grad=True)
+    loss = koleo(alone, torch.zeros(6, dtype=torch.int64))
+    loss.backward()
+    assert loss == 0 and alone.grad is not None and (alone.grad == 0).all()
 
 
 def test_the_logit_scale_stays_at_most_100_and_comes_down_again() -> None:

@@ -13,6 +13,7 @@ from stablerep.data.loader import Batch
 from stablerep.models import load_encoder
 from stablerep.train import loop, parallel
 from stablerep.train.backward import Backward
+from stablerep.train.objective_config import SynclrConfig
 from tests.data.pictures import write_shards
 from tests.train.test_gradient_cache import CPU, batch_of, farthest
 from tests.train.test_loop import config_for, final_state, lines, tensors
@@ -25,7 +26,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sharded_gradients(data: Path, out: Path, size: int) -> tuple[list[Any], float, bool]:
     """Gradients of a step, the share of the weights that a rank holds, and whether NaN leaves them as they were."""
-    config = config_for(data, out, arch="test_vit", batch_size=24)
+    config = config_for(data, out, arch="test_vit", batch_size=24, synclr=SynclrConfig(koleo_weight=0.3))
     model, optimiser = loop.build(config, CPU)
     if ranks := loop.distributed.world_size() - 1:
         optimiser = parallel.shard(model, config, CPU)

@@ -82,7 +82,9 @@ def test_an_encoder_for_small_crops_gives_the_same_for_large_ones() -> None:
     [
         ({"ema_teacher": 0.0}, r"--ibot-weight 1 needs a teacher; add --ema-teacher 0\.994"),
         ({"ema_teacher": 1.0}, r"--ema-teacher must be from 0 to below 1"),
-        ({"objective": "simclr"}, r"--ema-teacher and --local-crops go with --objective stablerep, not simclr"),
+        ({"objective": "simclr"}, r"--ema-teacher, --local-crops and --koleo-weight go with --objective stablerep"),
+        ({"koleo_weight": -1.0}, r"--koleo-weight must be at least 0, got -1\.0"),
+        ({"koleo_weight": 0.1, "micro_batch_size": 4}, r"--micro-batch-size 4 would train .*otherwise, as small crops"),
         ({"online": "gen.yaml"}, r"do not go with --online; paint shards for that"),
         ({"arch": "test_resnet"}, r"--ibot-weight 1 masks patches, which --arch test_resnet has none of"),
         ({"local_crop_size": 24}, r"--arch test_vit takes no --local-crop-size 24: .*choose a multiple of 16"),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn import functional
 
 from stablerep import distributed, ops
 from stablerep.data.loader import Batch
 from stablerep.models import ProjectionHead
 from stablerep.train.config import TrainConfig
+
+NEIGHBOUR_ROWS = 1024  # whose cosines with the rows of all ranks are held at once
+KOLEO_EPSILON = 1e-8  # DINOv2's: rows of one place have a finite gradient
 
 
 class Contrastive(nn.Module):
@@ -26,6 +30,7 @@ class Contrastive(nn.Module):
         width: int = encoder.num_features  # type: ignore[assignment]
         self.encoder, self.head = encoder, self.create_head(width, config)
         self._temperature, self._bf16 = config.temperature, bf16
+        self._koleo_weight = config.synclr.koleo_weight
 
     def create_head(self, width: int, config: TrainConfig) -> nn.Module:
         return ProjectionHead(width, config.head_hidden, config.head_out)
@@ -40,10 +45,36 @@ class Contrastive(nn.Module):
     def loss(self, features: Tensor, batch: Batch) -> Tensor:  # []; the head and its BatchNorm see the whole batch
         with self.autocast(batch):
             rows = self.head(features)
-        return ops.multi_positive_loss(rows, batch.labels, self._temperature, distributed.world())
+        loss = ops.multi_positive_loss(rows, batch.labels, self._temperature, distributed.world())
+        return self.add_koleo(loss, features, batch)
+
+    def add_koleo(self, loss: Tensor, features: Tensor, batch: Batch) -> Tensor:  # []
+        return loss + self._koleo_weight * koleo(features, batch.labels) if self._koleo_weight else loss
 
     def autocast(self, batch: Batch) -> torch.autocast:
         return torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self._bf16)
+
+
+def koleo(features: Tensor, labels: Tensor) -> Tensor:  # [B, F] of any norm, [B] int64 -> []
+    """Spread features: the mean of -log of the distance to the nearest one (Sablayrolles et al., arXiv 1806.03198).
+
+    As DINOv2 has it, of what the encoder gives, at length 1. The nearest is sought among the rows of all ranks and
+    stands still: each row moves away from it for itself. It has another label, as rows of one are to lie together:
+    the nearest of all would nearly always be one of them. A row without any such counts as 0.
+    """
+    unit = functional.normalize(wide(features), dim=1)
+    nearest, is_one = _nearest_of_other_labels(unit.detach(), labels)
+    distance = functional.pairwise_distance(unit, nearest, eps=KOLEO_EPSILON)
+    return of_all_ranks(-(distance + KOLEO_EPSILON).log().where(is_one, 0).mean())
+
+
+def _nearest_of_other_labels(unit: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # [B, F], [B] whether there is one
+    rows, row_labels = gather(unit), gather(labels)
+    best = [
+        (some @ rows.T).masked_fill_(their[:, None] == row_labels, -torch.inf).max(dim=1)
+        for some, their in zip(unit.split(NEIGHBOUR_ROWS), labels.split(NEIGHBOUR_ROWS), strict=True)
+    ]
+    return rows[torch.cat([each.indices for each in best])], torch.cat([each.values for each in best]) > -torch.inf
 
 
 def of_all_ranks(own: Tensor) -> Tensor:  # []

@@ -57,7 +57,8 @@ class SelfDistilled(Contrastive):
         crops = 0 if batch.small_images is None else batch.small_images.shape[1]
         labels = torch.cat([batch.labels, batch.labels.repeat_interleave(crops)])
         if not self._momentum:
-            return ops.multi_positive_loss(rows, labels, self._temperature, distributed.world())
+            loss = ops.multi_positive_loss(rows, labels, self._temperature, distributed.world())
+            return self.add_koleo(loss, features, batch)
         with torch.no_grad(), self.autocast(batch):
             seen, teacher_patches = self._encode(self.teacher["encoder"], batch, mask=False)
             keys = self.teacher["head"](seen)
@@ -69,7 +70,7 @@ class SelfDistilled(Contrastive):
             loss = loss + positives[len(features) :].mean()
         if self._ibot_weight:
             loss = loss + self._ibot_weight * self._of_patches(patches, teacher_patches, batch)
-        return of_all_ranks(loss)
+        return self.add_koleo(of_all_ranks(loss), features, batch)
 
     def loss(self, features: Tensor, batch: Batch) -> Tensor:
         raise NotImplementedError(self.why_not_split)
