@@ -148,13 +148,13 @@ class TrainConfig:
 
     objective: FirstLook[str] = "stablerep"
     """What belongs together: `stablerep`, `simclr`, `supcon`, `clip`, `siglip` or `stablerep+`. `stablerep`: several
-    pictures of one prompt (of a folder: several views of one photo). `simclr`: two views of one picture. `supcon`: two
-    views each of the pictures of one class (CLASS/ folders, or labels). `clip` and `siglip`: a picture and its caption.
+    pictures of one prompt (of a folder: several views of one photo). `simclr`: two views of one picture. `supcon`:
+    views of the pictures of one class (CLASS/ folders, or labels). `clip` and `siglip`: a picture and its caption.
     `stablerep+`: stablerep and clip in one."""
 
-    views_per_prompt: FirstLook[int] = 6
-    """Pictures of a prompt in a batch, drawn anew each time (m of K); `simclr` and `supcon` always take 2 views of a
-    picture, `clip` and `siglip` one."""
+    views_per_prompt: FirstLook[int | None] = None
+    """Pictures of a prompt in a batch, drawn anew each time (m of K), 6 if not given; `supcon`: views of a picture, 2
+    if not given, at least 1. `simclr` always takes 2 views of a picture, `clip` and `siglip` one."""
 
     temperature: float = 0.1
     """Of the contrastive loss."""
@@ -204,6 +204,8 @@ class TrainConfig:
             raise UserError("--data is missing; give shards of stablerep-gen or a folder of pictures, or --online")
         check_choice("--objective", self.objective, OBJECTIVES)
         asked = OBJECTIVES[self.objective]
+        if self.views_per_prompt is None:  # the number is kept with the run
+            object.__setattr__(self, "views_per_prompt", asked.usual_views)
         if self.online and (asked.group_by != "prompt" or asked.reads_text):
             raise UserError(f"--online goes with --objective stablerep, not {self.objective}; paint shards for that")
         if (self.synclr.is_used or self.synclr.koleo_weight) and self.objective != "stablerep":
@@ -222,9 +224,9 @@ class TrainConfig:
         if self.pretrained and self.init:
             raise UserError(f"--pretrained and --init {self.init} both say what to begin with; give one of them")
         check_at_least(
-            self, image_size=8, views_per_prompt=2, batch_size=4, steps=0, weight_decay=0, head_hidden=1, head_out=1,
-            seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1, pool_prompts=0, pool_uses=1,
-            micro_batch_size=0, watch_every=1,
+            self, image_size=8, views_per_prompt=asked.fewest_views, batch_size=4, steps=0, weight_decay=0,
+            head_hidden=1, head_out=1, seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1, pool_prompts=0,
+            pool_uses=1, micro_batch_size=0, watch_every=1,
         )  # fmt: skip
         check_above_zero(self, "epochs", "base_lr", "temperature", "cache_gb")
         parse_bit_range(self.bit_range)
@@ -242,7 +244,8 @@ class TrainConfig:
 
     @property
     def views(self) -> int:
-        return OBJECTIVES[self.objective].views or self.views_per_prompt
+        asked = OBJECTIVES[self.objective]
+        return asked.views or self.views_per_prompt or asked.usual_views
 
     @property
     def peak_lr(self) -> float:

@@ -25,6 +25,8 @@ class Objective:
     create: str | Callable[..., nn.Module] = PARTS + "contrastive:Contrastive"
     """(encoder, config, bf16=...) to the module that is trained; `module:name` is imported when it is needed."""
     reads_text: bool = False  # batches carry the captions of their pictures
+    usual_views: int = 6  # where --views-per-prompt is not given
+    fewest_views: int = 2  # that it may say: with one, nothing else in a batch would be a positive
 
 
 # With two views of each picture and nothing else alike, the multi-positive loss is SimCLR's NT-Xent; with the classes
@@ -32,7 +34,7 @@ class Objective:
 OBJECTIVES = {
     "stablerep": Objective("prompt", None, PARTS + "self_distillation:create_stablerep"),
     "simclr": Objective("image", 2),
-    "supcon": Objective("class", 2),
+    "supcon": Objective("class", usual_views=2, fewest_views=1),  # one has positives: other pictures of its class
     "clip": Objective("caption", 1, PARTS + "image_text:Clip", reads_text=True),
     "siglip": Objective("caption", 1, PARTS + "image_text:SigLip", reads_text=True),
     "stablerep+": Objective("prompt", None, PARTS + "image_text:StableRepPlus", reads_text=True),

@@ -29,6 +29,11 @@ def test_simclr_takes_two_views_whatever_the_flag_says() -> None:
     assert config().views == 6
 
 
+def test_supcon_takes_two_views_unless_the_flag_says_another_number() -> None:
+    assert config(objective="supcon").views == config(objective="supcon").views_per_prompt == 2
+    assert [config(objective="supcon", views_per_prompt=views).views for views in (1, 3)] == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
@@ -37,7 +42,8 @@ def test_simclr_takes_two_views_whatever_the_flag_says() -> None:
         ({"precision": "fp16"}, "--precision 'fp16' is unknown"),
         ({"batch_size": 100}, "--batch-size 100 is no multiple of --views-per-prompt 6; use 96 or 102"),
         ({"objective": "simclr", "batch_size": 101}, "the 2 views of simclr; use 100 or 102"),
-        ({"objective": "supcon", "batch_size": 101}, "the 2 views of supcon; use 100 or 102"),
+        ({"objective": "supcon", "batch_size": 101}, "--views-per-prompt 2; use 100 or 102"),
+        ({"objective": "supcon", "views_per_prompt": 0}, "--views-per-prompt must be at least 1, got 0"),
         (
             {"online": "gen.yaml", "objective": "stablerep+"},
             r"--online goes with --objective stablerep, not stablerep\+",

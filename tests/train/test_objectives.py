@@ -21,8 +21,10 @@ from stablerep.data.masking import masked_patches
 from stablerep.models import create_encoder
 from stablerep.train import optimiser
 from stablerep.train.config import TrainConfig
+from stablerep.train.loop import open_data
 from stablerep.train.objectives import contrastive, create_objective
 from stablerep.train.objectives.contrastive import koleo
+from tests.data.pictures import write_folder
 from tests.waits import Waits
 
 ROWS, SIZE = 16, 32
@@ -240,6 +242,30 @@ def test_loss_and_gradients_are_those_of_the_paper(name: str) -> None:
     assert ours.keys() == theirs.keys() == trained  # DDP needs all of them
     for key, value in theirs.items():
         np.testing.assert_allclose(ours[key], value, rtol=1e-6, atol=1e-9 * np.abs(value).max() + 1e-14, err_msg=key)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_supcon_of_any_number_of_views(views: int, tmp_path: Path) -> None:
+    """A batch as it is dealt, where rows of one view may be without positive: they count as 0."""
+    for name, pictures in (("bag", 5), ("coat", 4), ("shoe", 1)):
+        write_folder(tmp_path / name, pictures)
+    config = config_of("supcon", data=str(tmp_path), views_per_prompt=views, batch_size=12 if views == 3 else 10)
+    files = open_data(config, torch.device("cpu")).files
+    assert files is not None
+    picks = files.picks(0)
+    labels = torch.from_numpy(picks.label)
+    assert (np.unique(picks.image, return_counts=True)[1] == views).all()
+    model: Any = build(config)
+    images = torch.randn(len(labels), 3, SIZE, SIZE, dtype=torch.float64)
+    expected = multi_positive(model.head(model.encoder(images)), config.temperature, labels)
+    expected.backward()
+    theirs = gradients_of(model)
+    model.zero_grad(set_to_none=True)
+    loss = model(Batch(images, labels))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    for key, value in gradients_of(model).items():
+        np.testing.assert_allclose(value, theirs[key], rtol=1e-6, atol=1e-9 * np.abs(value).max() + 1e-14, err_msg=key)
 
 
 def test_loss_of_the_features_is_the_loss() -> None:
