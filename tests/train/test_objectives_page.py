@@ -27,7 +27,7 @@ def example() -> str:
 
 
 def test_the_page_names_every_objective() -> None:
-    rows = [line.split("`")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `") and "--" not in line]
+    rows = [line.split("`")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `") and "| `--" not in line]
     assert rows == list(OBJECTIVES)
 
 
@@ -39,7 +39,7 @@ def test_the_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         OBJECTIVES.pop("barlow_twins", None)
     losses = [json.loads(line)["loss"] for line in Path("runs/twins/metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert len(losses) == 10 and np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])  # of 8 pairs a line, so noisy
     assert load_encoder("runs/twins")[0].num_features
 
 
