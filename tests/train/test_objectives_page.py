@@ -27,7 +27,9 @@ def example() -> str:
 
 
 def test_the_page_names_every_objective() -> None:
-    rows = [line.split("`")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `") and "| `--" not in line]
+    rows = [
+        line.split("`")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `") and "| `--" not in line
+    ]
     assert rows == list(OBJECTIVES)
 
 
