@@ -35,8 +35,9 @@ photos: setup ## fetch the real photos (Fashion-MNIST)
 demo: photos ## paint, train and evaluate on two CPU cores; ends with a table and a report
 	$(PY) -m examples.fashion.demo --out runs/demo
 
-test: photos ## run the tests; compile every kernel for the GPUs we name
-	$(PY) -m pytest
+JOBS ?= 2
+test: photos ## run the tests, JOBS=2 at a time; compile every kernel for the GPUs we name
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
 	$(PY) -m benchmarks.resources
 
 lint: setup ## ruff and mypy
