@@ -230,7 +230,6 @@ def is_agent(pid: int) -> bool:
         return True
 
 
-@pytest.mark.slow
 def test_the_driver_is_killed(tmp_path: Path) -> None:
     prompts, out = tmp_path / "p.txt", tmp_path / "out"
     prompts.write_text("\n".join(f"a photo of a {name}" for name in ("boot", "bag", "coat", "shirt") * 8))
