@@ -1,7 +1,7 @@
 """`make gpu-check`: everything that needs a CUDA GPU; a line per check, and the numbers as JSON.
 
 Four parts, in order of worth: ops, painting, training, profiles. `--part` runs one, `--only` runs some. What is not
-installed is skipped by name, and what has passed for this commit and device is not run again. Without a GPU every check
+installed is skipped by name, and what has passed today for this commit is not run again. Without a GPU every check
 is listed as skipped and the exit code is 0. Each check runs in a process of its own: after an illegal address CUDA
 answers nothing more in the process that met it.
 """
@@ -30,9 +30,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_generate, gpu_modules, gpu_ops, gpu_profiles, gpu_train, record
-from benchmarks.checks import SEED, Numbers, Skip
+from benchmarks.checks import ROOT, SEED, Numbers, Skip
 
-ROOT = Path(__file__).resolve().parent.parent
 MOST_SECONDS = 180  # of one check
 OPS = ("multi_positive_loss", "image_text_loss", "strong_augment", "guided_step", "to_pixels", "philox_normal")
 PRELOADED = [
@@ -113,6 +112,13 @@ def training() -> Numbers:
     return {name: float(np.mean([line[name] for line in late])) for name in ("images_per_second", "data_wait_share")}
 
 
+def training_by_nvjpeg() -> Numbers:
+    """The same where nvJPEG decodes, as it does where a rank has few cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stablerep.data.decode.FEW_THREADS", 10**6)
+        return training()
+
+
 def run_check(name: str, check: Callable[[], Numbers]) -> Result:
     """The check's result, in a process of its own; one that dies or hangs is a failure."""
     context = multiprocessing.get_context("forkserver")
@@ -174,7 +180,7 @@ def parts_of(out: Path) -> list[dict[str, Callable[[], Numbers]]]:
         gpu_generate.jpeg_rates,
         generation,
     )
-    networks = (gpu_train.checkpoint_tests, gpu_train.training_steps, training)
+    networks = (gpu_train.checkpoint_tests, gpu_train.training_steps, training, training_by_nvjpeg)
     profiles = (
         gpu_profiles.training_kernels,
         gpu_profiles.unet_kernels,

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 
-from benchmarks.checks import SEED, Numbers, Skip
+from benchmarks.checks import SEED, Numbers, Skip, run_tests
 
 if TYPE_CHECKING:  # diffusers may be missing; then the checks are skipped
     from stablerep.generate.pipeline import Pipeline
 
-ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.device("cuda", 0)
 
 
@@ -62,9 +60,7 @@ def painting_tests() -> Numbers:
     """A graph's bytes, no waiting, files made on the device: the tests that the CPU skips."""
     import diffusers  # noqa: F401  without it there is nothing to collect
 
-    code = pytest.main([f"{ROOT}/tests/generate/test_on_cuda.py", "-q", "--no-header", "-p", "no:cacheprovider"])
-    assert code == 0, f"pytest ended with {code!r}; its lines are above"
-    return {}
+    return run_tests("tests/generate/test_on_cuda.py")
 
 
 def sd15_rate() -> Numbers:

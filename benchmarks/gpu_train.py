@@ -7,22 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from benchmarks.checks import Numbers
+from benchmarks.checks import Numbers, run_tests
 from benchmarks.gpu_generate import CUDA
 from benchmarks.gpu_modules import milliseconds
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH = 384
 
 
 def checkpoint_tests() -> Numbers:
     """A save does not wait for the device: the tests that the CPU skips."""
-    code = pytest.main([f"{ROOT}/tests/train/test_checkpoint.py", "-q", "--no-header", "-p", "no:cacheprovider"])
-    assert code == 0, f"pytest ended with {code!r}; its lines are above"
-    return {}
+    return run_tests("tests/train/test_checkpoint.py")
 
 
 def training_steps() -> Numbers:

@@ -79,8 +79,8 @@ def _pipeline(
     from nvidia.dali import fn, pipeline_def, types  # 1 s: pictures that are painted need no DALI
 
     on_gpu = device.type == "cuda"
-    # The GPU has a model to train: beside one, nvJPEG gives 3,900 pictures of 256 x 256 a second and slows the step by
-    # a tenth; 16 threads of the CPU give 14,000 and slow nothing (H200, docs/performance.md).
+    # The GPU has a model to train: beside one, nvJPEG gives 3,400 to 4,400 pictures of 256 x 256 a second and slows
+    # the step by a tenth; 16 threads of the CPU give 14,000 and slow nothing (H200, docs/performance.md).
     by_nvjpeg = on_gpu and num_threads < FEW_THREADS
 
     def feed() -> Any:
