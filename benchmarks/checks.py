@@ -16,8 +16,8 @@ class Skip(Exception):
     """A check cannot run here; the text says why."""
 
 
-def run_tests(path: str) -> Numbers:
-    """Tests of a file, among them those that the CPU skips."""
-    code = pytest.main([f"{ROOT}/{path}", "-q", "--no-header", "-p", "no:cacheprovider"])
+def run_tests(*paths: str) -> Numbers:
+    """Tests of some files, among them those that the CPU skips."""
+    code = pytest.main([*(f"{ROOT}/{path}" for path in paths), "-q", "--no-header", "-p", "no:cacheprovider"])
     assert code == 0, f"pytest ended with {code!r}; its lines are above"
     return {}

@@ -180,7 +180,7 @@ def parts_of(out: Path) -> list[dict[str, Callable[[], Numbers]]]:
         gpu_generate.jpeg_rates,
         generation,
     )
-    networks = (gpu_train.checkpoint_tests, gpu_train.training_steps, training, training_by_nvjpeg)
+    networks = (gpu_train.step_tests, gpu_train.training_steps, training, training_by_nvjpeg)
     profiles = (
         gpu_profiles.training_kernels,
         gpu_profiles.unet_kernels,

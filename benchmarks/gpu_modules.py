@@ -61,7 +61,7 @@ def vit_step() -> Numbers:
     from stablerep.data.loader import Batch
     from stablerep.train import loop
     from stablerep.train.config import TrainConfig
-    from stablerep.train.optimiser import update
+    from stablerep.train.optimiser import apply_gradients
 
     batch = 768
     config = TrainConfig(data=("none",), out=Path("none"), batch_size=batch, device="cuda")
@@ -75,7 +75,7 @@ def vit_step() -> Numbers:
 
         def step(forward: Any = model, optimiser: torch.optim.AdamW = optimiser) -> None:
             forward(resident).backward()
-            update(optimiser, config.peak_lr)
+            apply_gradients(optimiser)
 
         numbers[f"images_per_second_{how}"] = batch * 1e3 / milliseconds(step, 10)
         torch.cuda.reset_peak_memory_stats()

@@ -46,6 +46,17 @@ class Batch:
         parts: list[Any] = [part if part is None else part.to(device) for part in self._parts()]
         return Batch(*parts)
 
+    def clone(self) -> Batch:
+        parts: list[Any] = [part if part is None else part.clone() for part in self._parts()]
+        return Batch(*parts)
+
+    def copy_(self, other: Batch) -> None:
+        """Take over another batch of the same shapes, in place."""
+        for mine, theirs in zip(self._parts(), other._parts(), strict=True):
+            if mine is not None:
+                assert theirs is not None and theirs.shape == mine.shape
+                mine.copy_(theirs)
+
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """It was made on another stream: its memory must outlive the work queued on this one."""
         for part in self._parts():

@@ -30,7 +30,7 @@ ONLINE = "online.yaml"  # the identity of the pictures that are painted for the 
 # What may differ when a run goes on: where it is, what it runs on and what it leaves behind, not what it computes.
 FREE = (
     "out", "device", "checkpoint_every", "keep_checkpoints", "log_every", "max_damaged", "cache_dir", "cache_gb",
-    "micro_batch_size", "activation_checkpointing", "compile", "parallel",
+    "micro_batch_size", "activation_checkpointing", "compile", "cuda_graph", "parallel",
     "watch", "watch_every", "track", "dry_run", "usd_per_hour",
 )  # fmt: skip
 

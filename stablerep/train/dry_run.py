@@ -26,6 +26,7 @@ from stablerep.train import checkpoint, loop, memory
 from stablerep.train.config import TrainConfig
 from stablerep.train.initial import load_initial, refuse_tag
 from stablerep.train.metrics import metrics_of
+from stablerep.train.step import WARM_UP as GRAPH_AFTER
 
 WARM_STEPS, MEASURED_STEPS = 2, 3
 STATE_BYTES = 12  # of a weight in a checkpoint: float32, and AdamW's two means
@@ -95,7 +96,9 @@ def estimate(config: TrainConfig, open_online: loop.OpenOnline | None = None) ->
         model, optimiser = loop.build(trial, device)
         initial = load_initial(trial, model)
         metrics = metrics_of(trial, model, device)
-        loop.run(trial, _FirstBatches(**vars(data)), model, optimiser, device, initial, metrics)
+        warm_steps = GRAPH_AFTER + 1 if config.cuda_graph else WARM_STEPS  # one is the capture
+        first = _FirstBatches(**vars(data), warm_steps=warm_steps)
+        loop.run(trial, first, model, optimiser, device, initial, metrics)
         seconds, wait = _measured(out, config.batch_size) if distributed.rank() == 0 else (math.nan, math.nan)
         weights = sum(weight.numel() for weight in model.parameters())
         taken, limit = _memory(device)
@@ -117,12 +120,15 @@ def estimate(config: TrainConfig, open_online: loop.OpenOnline | None = None) ->
         )
 
 
+@dataclass(frozen=True)
 class _FirstBatches(TrainingData):
+    warm_steps: int = WARM_STEPS
+
     @contextmanager
     def batches(
         self, config: LoaderConfig, device: torch.device, *, first_step: int, last_step: int
     ) -> Iterator[Iterator[Batch]]:
-        few = WARM_STEPS + MEASURED_STEPS
+        few = self.warm_steps + MEASURED_STEPS
         with super().batches(config, device, first_step=0, last_step=max(few, last_step)) as all_of_them:
             yield islice(all_of_them, few)
 

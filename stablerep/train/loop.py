@@ -29,7 +29,8 @@ from stablerep.train.config import OBJECTIVES, TrainConfig
 from stablerep.train.initial import Initial, load_initial, refuse_tag
 from stablerep.train.metrics import Metrics, metrics_of, progress_note, refuse_divergence
 from stablerep.train.objectives import create_objective
-from stablerep.train.optimiser import create_optimiser, learning_rate, update
+from stablerep.train.optimiser import create_optimiser, learning_rate
+from stablerep.train.step import open_step
 from stablerep.train.stopping import Stopped, listening
 from stablerep.train.trackers import check_installed, open_trackers
 from stablerep.train.watch import OpenWatch, Watch
@@ -176,7 +177,7 @@ def run(
     steps = config.steps or math.ceil(config.epochs * data.steps_per_epoch)
     warmup_steps = round(config.warmup * steps)
     first = checkpoint.restore(out, data, model, optimiser, device)
-    backward = Backward(model, device, config.micro_batch_size, out)
+    take_step = open_step(config, Backward(model, device, config.micro_batch_size, out), optimiser, device)
     size, is_first_rank = config.batch_size, distributed.rank() == 0
     update_teacher = getattr(model, "update_teacher", lambda progress: None)
     if first == 0:
@@ -191,9 +192,8 @@ def run(
     ):
         for step, batch in enumerate(metrics.timed(batches), first):
             torch.manual_seed(_step_seed(config.seed, step))  # dropout and the like: resumed runs draw the same
-            loss = backward(batch)
             lr = learning_rate(step, peak=config.peak_lr, steps=steps, warmup_steps=warmup_steps)
-            metrics.add(loss, update(optimiser, lr))  # a non-finite update is skipped on the device
+            metrics.add(*take_step(batch, lr))  # a non-finite update is skipped on the device
 
             done = step + 1
             update_teacher(done / steps)

@@ -41,18 +41,21 @@ class Update(NamedTuple):
     skipped: Tensor  # [] float: 1.0 or 0.0
 
 
-def update(optimiser: torch.optim.AdamW, lr: float) -> Update:
-    """One step, unless some gradient is not finite. The device decides; the host does not wait for it."""
-    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
-    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], foreach=True)
-    if hasattr(norm, "full_tensor"):  # a DTensor, which costs a second to import
-        norm = norm.full_tensor()  # of sharded gradients each rank has a part
-    skipped = (~torch.isfinite(norm)).float()
+def set_learning_rate(optimiser: torch.optim.AdamW, lr: float) -> None:
     for group in optimiser.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
+
+
+def apply_gradients(optimiser: torch.optim.AdamW) -> Update:
+    """One update, unless some gradient is not finite. The device decides; the host does not wait for it."""
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], foreach=True)
+    if hasattr(norm, "full_tensor"):  # a DTensor, which costs a second to import
+        norm = norm.full_tensor()  # of sharded gradients each rank has a part
+    skipped = (~torch.isfinite(norm)).float()
     optimiser.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel reads it, as it does for GradScaler
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)

@@ -14,6 +14,7 @@ from stablerep.config import UserError
 from stablerep.models import blocks_of
 from stablerep.train import loop, metrics
 from stablerep.train.backward import Backward
+from stablerep.train.step import Step
 from tests.data.pictures import write_shards
 from tests.train.test_gradient_cache import CPU, batch_of
 from tests.train.test_loop import config_for
@@ -82,12 +83,11 @@ def test_a_compiled_run_computes_the_same_and_compiles_once(
     losses: dict[str, list[float]] = {"off": [], "on": []}
     for choice, found in losses.items():
         model, optimiser = loop.build(config_for(shards, tmp_path, arch="test_vit", compile=choice), CPU)
-        backward = Backward(model, CPU, micro_batch_size, tmp_path)
+        take_step = Step(Backward(model, CPU, micro_batch_size, tmp_path), optimiser)
         for step in range(4):
             torch.manual_seed(step)
             with torch._dynamo.config.patch(error_on_recompile=step > 0):
-                found.append(backward(batch_of()).item())
-            loop.update(optimiser, 1e-3 * (step + 1))
+                found.append(take_step(batch_of(), 1e-3 * (step + 1))[0].item())
     assert losses["on"] == pytest.approx(losses["off"], rel=1e-3)
 
 

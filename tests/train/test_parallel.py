@@ -14,6 +14,7 @@ from stablerep.models import load_encoder
 from stablerep.train import loop, parallel
 from stablerep.train.backward import Backward
 from stablerep.train.objective_config import SynclrConfig
+from stablerep.train.optimiser import apply_gradients
 from tests.data.pictures import write_shards
 from tests.train.test_gradient_cache import CPU, batch_of, farthest
 from tests.train.test_loop import config_for, final_state, lines, tensors
@@ -42,7 +43,7 @@ def sharded_gradients(data: Path, out: Path, size: int) -> tuple[list[Any], floa
     batch.images[0] = float("nan") if loop.distributed.rank() == 0 else 0.0
     optimiser.zero_grad()
     Backward(model, CPU, size, out)(batch)
-    loop.update(optimiser, 0.1)
+    apply_gradients(optimiser)
     after = parallel.whole(model.state_dict())
     kept = all(torch.equal(before[name], after[name]) for name in before)
     return [gradient.numpy() for gradient in gradients], share, kept
