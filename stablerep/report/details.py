@@ -71,16 +71,23 @@ def _losses(evidence: Evidence, names: Mapping[str, str], words: Words) -> Chart
         return None
     kinds = {arm["name"]: arm["kind"] for arm in evidence.poc["arms"]}
     several = len({arm for arm, _ in evidence.losses}) < len(evidence.losses)
-    lines, rows, legend = [], [], {}
+    lines, rows = [], []
+    legend: dict[str, list[str]] = {}
     for (arm, seed), curve in evidence.losses.items():
         name = f"{names[arm]} · {words('details.seed')} {seed}" if several else names[arm]
         lines.append(charts.Line(name, kinds[arm], _smooth(curve)))
-        legend[kinds[arm]] = names[arm]
+        of_kind = legend.setdefault(kinds[arm], [])
+        of_kind += [names[arm]] if names[arm] not in of_kind else []
         losses = [loss for _, loss in curve]
         rows.append([name, *(words.fixed(value, 3) for value in (losses[0], losses[-1], min(losses)))])
     heads = [words(f"details.{name}") for name in ("run", "first", "last", "lowest")]
     chart = charts.lines(lines, words("details.losses_alt", n=len(lines)), words("details.step"), words("details.loss"))
-    return Chart(words("details.losses"), chart, [(name, css) for css, name in legend.items()], Table(heads, rows))
+    return Chart(
+        words("details.losses"),
+        chart,
+        [(" / ".join(of_kind), css) for css, of_kind in legend.items()],
+        Table(heads, rows),
+    )
 
 
 def _smooth(curve: Curve) -> list[tuple[float, float]]:

@@ -57,8 +57,9 @@ def failures_of(evidence: Evidence) -> Failures | None:
     for name, (accuracy, photos) in ours.items():
         low, high = wilson(accuracy, photos)
         other = theirs.get(name)
-        of_rival = (other[0], *wilson(*other)) if other else (None, None, None)
-        rows.append(ClassResult(name, photos, accuracy, low, high, *of_rival, confused.get(name)))
+        theirs_low, theirs_high = wilson(*other) if other else (None, None)
+        of_rival = {"rival": other[0] if other else None, "rival_low": theirs_low, "rival_high": theirs_high}
+        rows.append(ClassResult(name, photos, accuracy, low, high, taken_for=confused.get(name), **of_rival))
     return Failures(arm, rival, sorted(rows, key=lambda row: -row.behind))
 
 

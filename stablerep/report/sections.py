@@ -36,6 +36,7 @@ CURVE = 24  # pieces of a curve
 class Picture:
     thumbnail: Thumbnail
     alt: str
+    caption: str = ""
 
 
 def answer_notes(evidence: Evidence, verdict: Verdict, words: Words) -> list[str]:
@@ -84,7 +85,7 @@ def comparison_view(evidence: Evidence, names: Mapping[str, str], words: Words) 
     if not measures:
         return None
     scales = {measure: _scale(arms, measure) for measure in measures}
-    real = next((arm["mean"] for arm in arms if arm["kind"] == "real"), {})
+    real: Mapping[str, float] = next((arm["mean"] for arm in arms if arm["kind"] == "real"), {})
     is_clipped = any(
         arm["mean"].get(measure) is not None and arm["mean"][measure] < scales[measure].low
         for arm in arms
@@ -315,7 +316,7 @@ def memorised_pairs(evidence: Evidence, thumbnails: Thumbnails, words: Words) ->
         thumbnail = thumbnails.of(path.read_bytes() if path.is_file() else None)
         similarity = words.fixed(pair["similarity"], 3)
         alt = words("risk.pair", synthetic=pair["synthetic"], real=pair["real"], similarity=similarity)
-        made += [Picture(thumbnail, alt)] if thumbnail else []
+        made += [Picture(thumbnail, alt, similarity)] if thumbnail else []
     return made
 
 

@@ -50,32 +50,69 @@ def write_poc(folder: Path, classes: tuple[str, ...] = FASHION_MNIST_CLASSES) ->
 def poc(classes: tuple[str, ...] = FASHION_MNIST_CLASSES, **recommendation: Any) -> dict[str, Any]:
     """poc.json by its contract."""
     told = {
-        "choice": "synthetic", "reason": "synthetic_ahead", "a": "synthetic", "b": "real", "difference": 1.9, "ci95": 0.7,
-    }  # fmt: skip
+        "choice": "synthetic",
+        "reason": "synthetic_ahead",
+        "a": "synthetic",
+        "b": "real",
+        "difference": 1.9,
+        "ci95": 0.7,
+    }
     return {
         "version": 1,
         "question": {
             "prompts": "prompts.csv",
             "real": "photos",
             "budget": {"pictures": 4000, "seconds": None, "usd": None},
-            "config": {"prompts": "prompts.csv", "real": "photos", "arch": "resnet10t", "image_size": 32, "steps": 500,
-                       "seeds": [0, 1, 2], "hybrids": [0.5, 0.25]},
+            "config": {
+                "prompts": "prompts.csv",
+                "real": "photos",
+                "arch": "resnet10t",
+                "image_size": 32,
+                "steps": 500,
+                "seeds": [0, 1, 2],
+                "hybrids": [0.5, 0.25],
+            },
         },
-        "data": {"classes": list(classes), "train": 1000, "validation": 300, "test": TEST_PHOTOS, "unlabelled": 3000,
-                 "split": "split.csv"},
+        "data": {
+            "classes": list(classes),
+            "train": 1000,
+            "validation": 300,
+            "test": TEST_PHOTOS,
+            "unlabelled": 3000,
+            "split": "split.csv",
+        },
         "arms": [_arm(*arm) for arm in ARMS],
         "comparisons": [
-            _compare("synthetic", "real", 1.9, 0.7, 0.0004), _compare("hybrid_50", "real", 1.7, 0.8, 0.002),
-            _compare("synthetic", "pretrained", 1.2, 0.9, 0.011), _compare("synthetic", "hybrid_50", 0.2, 0.7, 0.58),
+            _compare("synthetic", "real", 1.9, 0.7, 0.0004),
+            _compare("hybrid_50", "real", 1.7, 0.8, 0.002),
+            _compare("synthetic", "pretrained", 1.2, 0.9, 0.011),
+            _compare("synthetic", "hybrid_50", 0.2, 0.7, 0.58),
         ],
         "recommendation": told | recommendation,
         "costs": {
             "steps": [
                 {"name": "search guidance", "kind": "search", "seconds": 1240.0, "images": 3200, "kwh": 0.11},
-                *({"name": f"paint guidance {scale:g}", "kind": "paint", "seconds": 410.0 + scale, "images": 3000, "kwh": 0.04}
-                  for scale in GUIDANCES),
-                *({"name": f"train {name}", "kind": "train", "seconds": 160.0 * seeds, "images": synthetic + real, "kwh": 0.02}
-                  for name, _, _, synthetic, real, seeds, *_ in ARMS if synthetic or real),
+                *(
+                    {
+                        "name": f"paint guidance {scale:g}",
+                        "kind": "paint",
+                        "seconds": 410.0 + scale,
+                        "images": 3000,
+                        "kwh": 0.04,
+                    }
+                    for scale in GUIDANCES
+                ),
+                *(
+                    {
+                        "name": f"train {name}",
+                        "kind": "train",
+                        "seconds": 160.0 * seeds,
+                        "images": synthetic + real,
+                        "kwh": 0.02,
+                    }
+                    for name, _, _, synthetic, real, seeds, *_ in ARMS
+                    if synthetic or real
+                ),
                 {"name": "evaluate", "kind": "evaluate", "seconds": 260.0, "images": TEST_PHOTOS, "kwh": None},
                 {"name": "quality", "kind": "quality", "seconds": 41.0, "images": 6000, "kwh": None},
             ],
@@ -88,7 +125,7 @@ def poc(classes: tuple[str, ...] = FASHION_MNIST_CLASSES, **recommendation: Any)
             "stablerep-quality --synthetic runs/poc/painted/synthetic --real runs/poc/split.csv --out runs/poc/quality",
             "stablerep-report runs/poc --usd-per-photo 0.4 --usd-per-label 0.12",
         ],
-    }  # fmt: skip
+    }
 
 
 def _arm(
@@ -96,18 +133,29 @@ def _arm(
 ) -> Any:
     trained = bool(synthetic or real)
     return {
-        "name": name, "kind": kind, "comparison": comparison, "objective": "stablerep" if trained else None,
+        "name": name,
+        "kind": kind,
+        "comparison": comparison,
+        "objective": "stablerep" if trained else None,
         "arch": {"pixels": None, "pretrained": "resnet50.a1_in1k"}.get(name, "resnet10t"),
-        "images": synthetic + real, "synthetic_images": synthetic, "real_images": real,
+        "images": synthetic + real,
+        "synthetic_images": synthetic,
+        "real_images": real,
         "seeds": [
-            {"seed": seed, "linear_top1": round(linear + 0.2 * (seed - 1), 2), "few_shot_10": round(linear - 11 - 0.1 * seed, 2),
-             "knn_top1": round(linear - 2 + 0.1 * seed, 2), "train": f"runs/{name}/seed-{seed}" if trained else None,
-             "measured": f"measured/{name}/seed-{seed}", "seconds": {"paint": 410.0, "train": 160.0, "evaluate": 9.0}}
+            {
+                "seed": seed,
+                "linear_top1": round(linear + 0.2 * (seed - 1), 2),
+                "few_shot_10": round(linear - 11 - 0.1 * seed, 2),
+                "knn_top1": round(linear - 2 + 0.1 * seed, 2),
+                "train": f"runs/{name}/seed-{seed}" if trained else None,
+                "measured": f"measured/{name}/seed-{seed}",
+                "seconds": {"paint": 410.0, "train": 160.0, "evaluate": 9.0},
+            }
             for seed in range(seeds)
         ],
         "mean": {"linear_top1": linear, "few_shot_10": linear - 11.1, "knn_top1": linear - 1.9},
         "ci95": {"linear_top1": half, "few_shot_10": half + 0.4, "knn_top1": half + 0.1},
-    }  # fmt: skip
+    }
 
 
 def _compare(a: str, b: str, difference: float, ci95: float, p: float) -> dict[str, Any]:
@@ -134,9 +182,15 @@ def _paint(folder: Path, classes: tuple[str, ...]) -> None:
     with (folder / "prompts" / "prompts.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("prompt", "label"), *rows])
     stablerep.generate(
-        prompts=folder / "prompts" / "prompts.csv", out=folder / "painted", guidance_scale=GUIDANCES,
-        num_inference_steps=8, scheduler="dpmsolver++", num_images_per_prompt=4, device="cpu", prompts_per_shard=10,
-    )  # fmt: skip
+        prompts=folder / "prompts" / "prompts.csv",
+        out=folder / "painted",
+        guidance_scale=GUIDANCES,
+        num_inference_steps=6,
+        scheduler="dpmsolver++",
+        num_images_per_prompt=2,
+        device="cpu",
+        prompts_per_shard=10,
+    )
 
 
 def _write_photos(folder: Path, classes: tuple[str, ...]) -> None:
@@ -170,14 +224,25 @@ def _write_measured(
     _write_json(
         folder / "results.json",
         {
-            "checkpoint": kind, "data": "split.csv", "train_photos": 1000, "test_photos": TEST_PHOTOS, "damaged_photos": [],
-            "classes": len(classes), "linear_top1": linear, "few_shot_10": linear - 11, "few_shot_10_ci95": 0.8,
-            "knn_top1": linear - 2, "seconds": 9.0, "device": "cuda",
-            "per_class": [{"class": name, "accuracy": 100 * float(confusion[row, row]) / photos, "photos": photos}
-                          for row, name in enumerate(classes)],
+            "checkpoint": kind,
+            "data": "split.csv",
+            "train_photos": 1000,
+            "test_photos": TEST_PHOTOS,
+            "damaged_photos": [],
+            "classes": len(classes),
+            "linear_top1": linear,
+            "few_shot_10": linear - 11,
+            "few_shot_10_ci95": 0.8,
+            "knn_top1": linear - 2,
+            "seconds": 9.0,
+            "device": "cuda",
+            "per_class": [
+                {"class": name, "accuracy": 100 * float(confusion[row, row]) / photos, "photos": photos}
+                for row, name in enumerate(classes)
+            ],
             "confusion": confusion.tolist(),
         },
-    )  # fmt: skip
+    )
 
 
 def _write_training(folder: Path, kind: str, draw: np.random.Generator) -> None:
@@ -207,16 +272,29 @@ def _quality(folder: Path, classes: tuple[str, ...]) -> dict[str, Any]:
         )
     each = {"frechet_distance": 34.1, "precision": 0.71, "recall": 0.44, "coverage": 0.6}
     return {
-        "version": 1, "features": "DINOv2 ViT-S/14", "real": "split.csv", "synthetic": "painted/guidance_2",
-        "real_images": 3000, "synthetic_images": 3000, "frechet_distance": 21.43, "kid": 0.0123, "kid_std": 0.0011,
-        "precision": 0.78, "recall": 0.52, "density": 0.91, "coverage": 0.66, "vendi_score": 31.2,
-        "diversity_within_prompt": 0.42, "prompt_agreement": 0.29,
+        "version": 1,
+        "features": "DINOv2 ViT-S/14",
+        "real": "split.csv",
+        "synthetic": "painted/guidance_2",
+        "real_images": 3000,
+        "synthetic_images": 3000,
+        "frechet_distance": 21.43,
+        "kid": 0.0123,
+        "kid_std": 0.0011,
+        "precision": 0.78,
+        "recall": 0.52,
+        "density": 0.91,
+        "coverage": 0.66,
+        "vendi_score": 31.2,
+        "diversity_within_prompt": 0.42,
+        "prompt_agreement": 0.29,
         "memorised": {"threshold": 0.95, "count": 3, "share": 0.001, "pairs": pairs},
         "domain_gap": {"accuracy": 0.873, "ci95": 0.012, "most_synthetic": pictures, "most_real_like": pictures[::-1]},
         "per_class": [{"class": name, "images": 300, **each} for name in classes],
         "per_prompt": [{"prompt": "a photo of a dark slim sneaker", "images": 20, **each}],
-        "config": {"features": "dinov2"}, "seconds": 41.0,
-    }  # fmt: skip
+        "config": {"features": "dinov2"},
+        "seconds": 41.0,
+    }
 
 
 def _search(draw: np.random.Generator) -> dict[str, Any]:
@@ -225,9 +303,18 @@ def _search(draw: np.random.Generator) -> dict[str, Any]:
         guidance, steps = round(float(draw.uniform(1, 8)), 1), int(draw.choice([8, 12, 25, 50]))
         score = 84 - (guidance - 2.3) ** 2 * 0.35 - 12 / steps + float(draw.normal(0, 0.4))
         trials.append(
-            {"number": number, "params": {"guidance_scale": guidance, "num_inference_steps": steps}, "state": "complete",
-             "values": {"score": score, "images": 400, "seconds": 8.0 * steps + float(draw.uniform(0, 30)), "usd": None}}
-        )  # fmt: skip
+            {
+                "number": number,
+                "params": {"guidance_scale": guidance, "num_inference_steps": steps},
+                "state": "complete",
+                "values": {
+                    "score": score,
+                    "images": 400,
+                    "seconds": 8.0 * steps + float(draw.uniform(0, 30)),
+                    "usd": None,
+                },
+            }
+        )
     trials.append({"number": 24, "params": {"guidance_scale": 9.0}, "values": {}, "state": "failed"})
     ranked = sorted((trial for trial in trials if trial["values"]), key=lambda trial: trial["values"]["seconds"])
     front, best = [], -1.0
@@ -237,11 +324,18 @@ def _search(draw: np.random.Generator) -> dict[str, Any]:
             front.append(trial["number"])
     scales = (1, 1.5, 2, 3, 4, 6, 8)
     return {
-        "version": 1, "trials": trials, "pareto": front, "importances": {"guidance_scale": 0.71, "num_inference_steps": 0.29},
+        "version": 1,
+        "trials": trials,
+        "pareto": front,
+        "importances": {"guidance_scale": 0.71, "num_inference_steps": 0.29},
         "best": front[-1],
-        "guidance_curve": [{"guidance_scale": scale, "score": 83.6 - 0.4 * (scale - 2) ** 2 + 0.07 * (scale - 2) ** 3, "ci95": 0.6} for scale in scales],
-        "proxy": {"name": "frechet_distance", "rank_correlation": -0.71, "ci95": 0.14}, "config": {"trials": 25},
-    }  # fmt: skip
+        "guidance_curve": [
+            {"guidance_scale": scale, "score": 83.6 - 0.4 * (scale - 2) ** 2 + 0.07 * (scale - 2) ** 3, "ci95": 0.6}
+            for scale in scales
+        ],
+        "proxy": {"name": "frechet_distance", "rank_correlation": -0.71, "ci95": 0.14},
+        "config": {"trials": 25},
+    }
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,5 +1,5 @@
 "use strict";
-// The toggle of the scheme, and open tables on paper. The page reads the same without either.
+// The toggle of the scheme. Without it the page goes by the system's.
 const root = document.documentElement;
 const toggle = document.querySelector("#scheme");
 const system = matchMedia("(prefers-color-scheme: dark)");
@@ -12,12 +12,3 @@ toggle.addEventListener("click", () => {
 system.addEventListener("change", show);
 toggle.hidden = false;
 show();
-
-let closed = [];
-addEventListener("beforeprint", () => {
-  closed = [...document.querySelectorAll("details:not([open])")];
-  for (const each of closed) each.open = true;
-});
-addEventListener("afterprint", () => {
-  for (const each of closed) each.open = false;
-});
