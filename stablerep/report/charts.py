@@ -122,8 +122,7 @@ def lines(lines: Sequence[Line], label: str, x_name: str, y_name: str, *, is_log
     inner = [_grid(horizontal, vertical), *(_line(line, horizontal, vertical) for line in lines)]
     marks = [
         _marks(line, SHAPES[number % len(SHAPES)], horizontal, vertical)
-        for number, line in enumerate(lines)
-        if line.dots or line.half_widths
+        for number, line in enumerate(line for line in lines if line.dots or line.half_widths)
     ]
     across = [(tick, horizontal(tick)) for tick in horizontal.ticks]
     x_texts = [

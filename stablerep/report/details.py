@@ -145,7 +145,7 @@ def _proxy(search: Mapping[str, Any], words: Words) -> str:
     if proxy.get("rank_correlation") is None:
         return note
     rho, ci95 = words.fixed(proxy["rank_correlation"], 2), words.fixed(proxy.get("ci95"), 2)
-    return f"{note} {words('details.proxy', name=proxy['name'], rho=rho, ci=ci95)}"
+    return words.together(note, words("details.proxy", name=proxy["name"], rho=rho, ci=ci95))
 
 
 def _params(params: Mapping[str, Any]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stablerep.report import details, sections
 from stablerep.report.config import ReportConfig
@@ -42,8 +43,8 @@ def html_of(evidence: Evidence, config: ReportConfig, version: str) -> str:
         "names": names,
         "verdict": verdict,
         "answer": sentence(poc, verdict, words),
-        "answer_notes": sections.answer_notes(evidence, verdict, words),
-        "facts": sections.facts(evidence, verdict, bill, words),
+        "basis": sections.basis_of(verdict, words),
+        "facts": sections.facts(verdict, bill, words),
         "comparison": sections.comparison_view(evidence, names, words),
         "bill": bill,
         "cost": sections.cost_view(bill, config, words),
@@ -82,11 +83,18 @@ def _text(name: str) -> str:
     return _environment(autoescape=False).get_template(name).render().strip()
 
 
+def _with_code(text: str) -> Markup:
+    """Our own sentences with their flags and commands set as code, which no line breaks within."""
+    return Markup(re.sub(r"(?<!\w)(--[a-z-]+|stablerep-[a-z]+|\w+\.json)", r"<code>\1</code>", str(escape(text))))
+
+
 def _environment(*, autoescape: bool) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("stablerep.report", "templates"), autoescape=autoescape, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["with_code"] = _with_code
+    return environment
 
 
 def _about(evidence: Evidence, words: Any) -> list[str]:

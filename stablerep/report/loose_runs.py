@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from stablerep.config import UserError
 
+DATA = "data.json"  # of a training: what each --data held
 BASELINES = {"pixels": "pixels", "untrained": "untrained"}
 MEASURES = ("linear_top1", "few_shot_10", "knn_top1")
 
@@ -56,6 +58,7 @@ def _arm(folder: Path, path: Path, results: Mapping[str, Any]) -> dict[str, Any]
     checkpoint = str(results["checkpoint"])
     train = _training_of(checkpoint, path, folder)
     config = _read_yaml(train / "config.yaml") if train else {}
+    synthetic, real = _pictures_of(train, folder) if train else (0, 0)
     name = str(path.parent.relative_to(folder))
     means = {measure: results.get(measure) for measure in MEASURES}
     seed = {
@@ -65,19 +68,30 @@ def _arm(folder: Path, path: Path, results: Mapping[str, Any]) -> dict[str, Any]
         "measured": name,
         "seconds": {"evaluate": results.get("seconds", 0.0)},
     }
+    trained_on = "hybrid" if synthetic and real else "synthetic" if synthetic else "real" if real else "other"
     return {
         "name": name if name != "." else Path(checkpoint).name,
-        "kind": BASELINES.get(checkpoint.split(":")[0], "other"),
+        "kind": BASELINES.get(checkpoint.split(":")[0], trained_on),
         "comparison": "baseline",
         "objective": config.get("objective"),
         "arch": config.get("arch"),
-        "images": None,
-        "synthetic_images": None,
-        "real_images": None,
+        "images": synthetic + real or None,
+        "synthetic_images": synthetic,
+        "real_images": real,
         "seeds": [seed],
         "mean": means,
-        "ci95": {"linear_top1": None, "few_shot_10": results.get("few_shot_10_ci95"), "knn_top1": None},
+        "ci95": {measure: results.get(f"{measure}_ci95") for measure in MEASURES},
     }
+
+
+def _pictures_of(train: Path, folder: Path) -> tuple[int, int]:
+    """Painted pictures and photos that a training had, by its data.json: painted are those in a folder of shards."""
+    counts = [0, 0]
+    for row in _read(train / DATA) if (train / DATA).exists() else ():
+        path = Path(re.sub(r":[\d.]+$", "", row["data"]))  # less its weight
+        is_painted = any((place / "dataset.json").exists() for place in (path, folder / path.name))
+        counts[0 if is_painted else 1] += row["pictures"]
+    return counts[0], counts[1]
 
 
 def _training_of(checkpoint: str, results: Path, folder: Path) -> Path | None:

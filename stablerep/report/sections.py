@@ -39,16 +39,34 @@ class Picture:
     caption: str = ""
 
 
-def answer_notes(evidence: Evidence, verdict: Verdict, words: Words) -> list[str]:
-    """Below the answer: both accuracies, and why the confidence is what it is."""
+@dataclass(frozen=True)
+class Basis:
+    confidence: str
+    why: str
+    right: str  # both accuracies
+
+
+def basis_of(verdict: Verdict, words: Words) -> Basis | None:
+    """What the answer stands on; None where there is no recommendation."""
     if verdict.first is None or verdict.second is None:
-        return []
+        return None
     means = [arm["mean"].get(verdict.measure) for arm in (verdict.first, verdict.second)]
     measure = words(f"comparison.{verdict.measure}")
-    return [words("answer.right", a=words.fixed(means[0]), b=words.fixed(means[1]), measure=measure)]
+    right = words("answer.right", a=words.fixed(means[0]), b=words.fixed(means[1]), measure=measure)
+    if verdict.ci95 is not None:
+        right = words.together(right, words("answer.interval"))
+    return Basis(words(f"answer.{verdict.confidence}"), _why(verdict, words), right)
 
 
-def facts(evidence: Evidence, verdict: Verdict, bill: Bill, words: Words) -> list[tuple[str, str]]:
+def _why(verdict: Verdict, words: Words) -> str:
+    if verdict.reason == "one_seed":
+        return words("answer.why_one_seed")
+    if verdict.reason == "synthetic_as_good" and verdict.confidence != "low":
+        return words("answer.why_equal", points=words.fixed(verdict.worst))
+    return words(f"answer.why_{verdict.confidence}")
+
+
+def facts(verdict: Verdict, bill: Bill, words: Words) -> list[tuple[str, str]]:
     """Four numbers that a decision asks for first."""
     told = []
     if verdict.first is not None:
@@ -127,7 +145,7 @@ def _comparison_note(evidence: Evidence, names: Mapping[str, str], is_clipped: b
     real = next((names[arm["name"]] for arm in arms if arm["kind"] == "real"), None)
     dashed = words("comparison.dashed", name=real) if real else ""
     note = words("comparison.note", test=words.whole(evidence.poc["data"]["test"]), seeds=over, dashed=dashed)
-    return f"{note} {words('comparison.clipped')}" if is_clipped else note
+    return words.together(note, words("comparison.clipped")) if is_clipped else note
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,7 @@ class Cost:
     ask: str  # for the prices that are missing
     chart: Markup | None
     table: Sequence[tuple[str, str, str]]  # pictures, photos, synthetic
+    by_kind: Sequence[tuple[str, str, Markup]]  # what was done, its time, a bar of its share; where there is no chart
 
 
 def cost_view(bill: Bill, config: ReportConfig, words: Words) -> Cost:
@@ -155,17 +174,30 @@ def cost_view(bill: Bill, config: ReportConfig, words: Words) -> Cost:
         rows.append((words("cost.per_thousand"), words.usd(bill.per_thousand)))
     if bill.break_even is not None:
         chart, table = _break_even_chart(bill.break_even, bill.painted, words)
-        return Cost(rows, _break_even_text(bill.break_even, words), "", chart, table)
+        return Cost(rows, _break_even_text(bill.break_even, words), "", chart, table, [])
     threshold = "" if bill.threshold is None else words("cost.threshold", usd=words.usd(bill.threshold))
-    return Cost(rows, threshold, words("cost.none" if bill.usd is None else "cost.ask"), None, [])
+    return Cost(
+        rows, threshold, words("cost.none" if bill.usd is None else "cost.ask"), None, [], _by_kind(bill, words)
+    )
+
+
+def _by_kind(bill: Bill, words: Words) -> list[tuple[str, str, Markup]]:
+    seconds: dict[str, float] = {}
+    for step in bill.steps:
+        seconds[step.kind] = seconds.get(step.kind, 0.0) + step.seconds
+    most = max(seconds.values(), default=0.0) or 1.0
+    return [
+        (words(f"step.{kind}") if words.has(f"step.{kind}") else kind, words.seconds(took), charts.bar(took / most))
+        for kind, took in sorted(seconds.items(), key=lambda item: -item[1])
+    ]
 
 
 def _break_even_text(even: BreakEven, words: Words) -> str:
     if even.pictures is None:
         return words("cost.never", paint=words.usd(even.paint), photo=words.usd(even.photo))
-    if even.pictures < 1:
+    if even.pictures <= 1:
         return words("cost.at_once", paint=words.usd(even.paint), photo=words.usd(even.photo))
-    return words("cost.breakeven", n=words.whole(even.pictures), usd=words.usd(even.photo))
+    return words("cost.breakeven", n=words.whole(math.ceil(even.pictures)), usd=words.usd(even.photo))
 
 
 def _break_even_chart(even: BreakEven, painted: int, words: Words) -> tuple[Markup, list[tuple[str, str, str]]]:
@@ -226,9 +258,9 @@ def failure_view(
     if not worst:
         note = words("fail.nowhere", synthetic=arm, real=rival)
     elif rival:
-        note = words("fail.note", n=len(worst), synthetic=arm, real=rival)
+        note = words("fail.note", synthetic=arm, real=rival)
     else:
-        note = words("fail.note_alone", n=len(worst), synthetic=arm)
+        note = words("fail.note_alone", synthetic=arm)
     return FailureView(note, shown, failures.classes, arm, rival)
 
 
@@ -296,7 +328,7 @@ def _gap_text(gap: Mapping[str, Any], words: Words) -> str:
     ci95 = gap["ci95"] if gap["accuracy"] > 1 else 100 * gap["ci95"]
     size = "gap_small" if accuracy < HARDLY else "gap_large" if accuracy >= EASILY else "gap_some"
     told = words("quality.gap", accuracy=words.fixed(accuracy), ci=words.fixed(ci95))
-    return f"{told} {words(f'quality.{size}')}"
+    return words.together(told, words(f"quality.{size}"))
 
 
 def _named(

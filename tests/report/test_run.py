@@ -99,11 +99,16 @@ def test_runs_that_were_never_put_together(poc_folder: Path, tmp_path: Path) -> 
         shutil.copytree(poc_folder / "measured" / name / "seed-0", measured)
         results = json.loads((measured / "results.json").read_text())
         (measured / "results.json").write_text(json.dumps(results | {"checkpoint": f"/gone/{name}"}))
+    data = [{"data": "painted/guidance_2:3", "pictures": 60}, {"data": "photos", "pictures": 7}]
+    shutil.copytree(folder / "painted" / "guidance_2", folder / "guidance_2")
+    (folder / "synthetic" / "data.json").write_text(json.dumps(data))
     evidence = gather(folder)
     assert not evidence.is_poc and evidence.missing == ["poc", "quality", "search"]
+    kinds = {arm["name"]: (arm["kind"], arm["synthetic_images"], arm["real_images"]) for arm in evidence.poc["arms"]}
+    assert kinds == {"measured/real": ("other", 0, 0), "measured/synthetic": ("hybrid", 60, 7)}
     assert sorted(arm for arm, _ in evidence.losses) == ["measured/real", "measured/synthetic"]
     text = stablerep.report(run=folder).read_text()
-    assert "there is no recommendation" in text and "measured/synthetic" in text and "stablerep-quality" in text
+    assert "there is no recommendation" in text and "Hybrid, 10 % real" in text and "stablerep-quality" in text
 
 
 def test_the_same_folder_gives_the_same_bytes(poc_folder: Path, tmp_path: Path) -> None:

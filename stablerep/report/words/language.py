@@ -31,6 +31,10 @@ class Words:
         section, _, name = key.partition(".")
         return name in self._texts.get(section, {})
 
+    def together(self, *sentences: str) -> str:
+        """Sentences in a row: Japanese ones stand without a space between them."""
+        return ("" if self("html.lang") == "ja" else " ").join(sentences)
+
     def whole(self, value: float) -> str:
         """1,234"""
         return self._signed(f"{round(value):,}")
