@@ -123,20 +123,21 @@ def _pareto(search: Mapping[str, Any], words: Words) -> Chart | None:
     trials = [trial for trial in search.get("trials") or () if (trial.get("values") or {}).get("score") is not None]
     if not trials:
         return None
-    front = set(search.get("pareto") or ())
-    trials = sorted(trials, key=lambda trial: trial["values"]["seconds"])
-    points = [(trial["values"]["seconds"], trial["values"]["score"]) for trial in trials]
+    front, cost = set(search.get("pareto") or ()), search.get("pareto_cost", "seconds")
+    trials = sorted(trials, key=lambda trial: trial["values"][cost])
+    points = [(trial["values"][cost], trial["values"]["score"]) for trial in trials]
+    cost_name = words(f"details.pareto_{cost}")
     on_front = [trial["number"] in front for trial in trials]
     cloud = charts.Line("", "synthetic", points, dots=True, joined=False, filled=on_front)
     best = charts.Line("", "front", [point for point, is_so in zip(points, on_front, strict=True) if is_so])
     label = words("details.pareto_alt", n=len(trials), front=sum(on_front))
     drawn = [best, cloud] if best.points else [cloud]
-    chart = charts.lines(drawn, label, words("details.pareto_x"), words("details.score"))
+    chart = charts.lines(drawn, label, cost_name, words("details.score"))
     rows = [
-        [str(trial["number"]), _params(trial["params"]), words.short(seconds), words.fixed(score, 2)]
-        for trial, (seconds, score) in zip(trials, points, strict=True)
+        [str(trial["number"]), _params(trial["params"]), words.short(spent), words.fixed(score, 2)]
+        for trial, (spent, score) in zip(trials, points, strict=True)
     ]
-    heads = [words(f"details.{name}") for name in ("trial", "settings", "pareto_x", "score")]
+    heads = [words("details.trial"), words("details.settings"), cost_name, words("details.score")]
     return Chart(words("details.pareto"), chart, [], Table(heads, rows), _proxy(search, words))
 
 

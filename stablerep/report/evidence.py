@@ -55,7 +55,8 @@ def gather(folder: Path) -> Evidence:
     path = folder / "poc.json"
     is_poc = path.exists()
     poc = check_poc(_read(path), path) if is_poc else poc_of_runs(folder)
-    painted = sorted(each.parent for each in folder.rglob("dataset.json"))
+    home = folder / "painted"  # beside it a search may have painted hundreds of folders
+    painted = sorted(each.parent for each in (home if home.is_dir() else folder).rglob("dataset.json"))
     if not is_poc and not poc["arms"] and not painted:
         raise UserError(
             f"RUN {folder} holds neither poc.json nor runs of stablerep-eval or -gen; name the --out of stablerep-poc"

@@ -92,28 +92,41 @@ def _first(evidence: Evidence, kinds: Sequence[str]) -> str | None:
     arms = sorted(evidence.poc["arms"], key=lambda arm: arm["name"] not in named)
     for kind in kinds:
         for arm in arms:
-            if arm["kind"] == kind and any(each.get("per_class") for each in evidence.measured.get(arm["name"], ())):
+            if arm["kind"] == kind and any(map(_rows, evidence.measured.get(arm["name"], ()))):
                 return arm["name"]
     return None
 
 
+def _linear(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What results.json says of the linear probe: its own part of `probes`, or all of it."""
+    return (results.get("probes") or {}).get("linear") or results
+
+
+def _rows(results: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    """Class, percent right, test photos; without classes that have none."""
+    rows = _linear(results).get("per_class") or ()
+    found = [(row["class"], row.get("accuracy", row.get("recall")), int(row["photos"])) for row in rows]
+    return [(name, right, photos) for name, right, photos in found if right is not None]
+
+
 def _by_class(seeds: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
     """Mean accuracy over the seeds, and test photos, of each class."""
-    rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    right: dict[str, list[float]] = defaultdict(list)
+    photos: dict[str, int] = {}
     for results in seeds:
-        for row in results.get("per_class") or ():
-            rows[row["class"]].append(row)
-    return {
-        name: (sum(row["accuracy"] for row in each) / len(each), int(each[0]["photos"])) for name, each in rows.items()
-    }
+        for name, accuracy, count in _rows(results):
+            right[name].append(accuracy)
+            photos[name] = count
+    return {name: (sum(each) / len(each), photos[name]) for name, each in right.items()}
 
 
 def _taken_for(seeds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Of each class, what most of its wrong photos were taken for. confusion: rows are true, columns are answers."""
     wrong: dict[str, Counter[str]] = defaultdict(Counter)
     for results in seeds:
-        names = [row["class"] for row in results.get("per_class") or ()]
-        for true, row in zip(names, results.get("confusion") or (), strict=False):
+        linear = _linear(results)
+        names = [row["class"] for row in linear.get("per_class") or ()]
+        for true, row in zip(names, linear.get("confusion") or (), strict=False):
             for answered, count in zip(names, row, strict=True):
                 if answered != true and count:
                     wrong[true][answered] += count

@@ -80,8 +80,14 @@ def _arm(folder: Path, path: Path, results: Mapping[str, Any]) -> dict[str, Any]
         "real_images": real,
         "seeds": [seed],
         "mean": means,
-        "ci95": {measure: results.get(f"{measure}_ci95") for measure in MEASURES},
+        "ci95": {measure: _half_width(results, measure) for measure in MEASURES},
     }
+
+
+def _half_width(results: Mapping[str, Any], measure: str) -> float | None:
+    """Half the 95 % interval, which stands beside the measure or, as both ends, in the probe's part."""
+    ends = (results.get("probes") or {}).get(measure.removesuffix("_top1"), {}).get("top1_ci95")
+    return (ends[1] - ends[0]) / 2 if ends else results.get(f"{measure}_ci95")
 
 
 def _pictures_of(train: Path, folder: Path) -> tuple[int, int]:

@@ -312,8 +312,8 @@ def quality_view(evidence: Evidence, thumbnails: Thumbnails, words: Words) -> Qu
         _gap_text(gap, words),
         shares,
         numbers,
-        _named(gap.get("most_synthetic"), "quality.alt_synthetic", evidence, thumbnails, words),
-        _named(gap.get("most_real_like"), "quality.alt_real_like", evidence, thumbnails, words),
+        _named("most_synthetic", "quality.alt_synthetic", evidence, thumbnails, words),
+        _named("most_real_like", "quality.alt_real_like", evidence, thumbnails, words),
     )
 
 
@@ -331,11 +331,14 @@ def _gap_text(gap: Mapping[str, Any], words: Words) -> str:
     return words.together(told, words(f"quality.{size}"))
 
 
-def _named(
-    wheres: Sequence[str] | None, alt: str, evidence: Evidence, thumbnails: Thumbnails, words: Words
-) -> list[Picture]:
-    roots = _roots(evidence)
-    made = [thumbnails.of(read_where(where, roots)) for where in (wheres or ())[:TELLING]]
+def _named(name: str, alt: str, evidence: Evidence, thumbnails: Thumbnails, words: Words) -> list[Picture]:
+    """Pictures that quality.json names: as stablerep-quality has kept them in NAME/NNN.png, or where they lie."""
+    roots, folder = _roots(evidence), quality_folder(evidence.folder) / name
+    wheres = ((evidence.quality or {}).get("domain_gap") or {}).get(name) or ()
+    made = []
+    for number, where in enumerate(wheres[:TELLING]):
+        kept = folder / f"{number:03}.png"
+        made.append(thumbnails.of(kept.read_bytes() if kept.is_file() else read_where(where, roots)))
     return [Picture(each, words(alt, n=number)) for number, each in enumerate(made, start=1) if each]
 
 
@@ -344,7 +347,7 @@ def memorised_pairs(evidence: Evidence, thumbnails: Thumbnails, words: Words) ->
     pairs = ((evidence.quality or {}).get("memorised") or {}).get("pairs") or ()
     made = []
     for number, pair in enumerate(pairs[:PAIRS]):
-        path = quality_folder(evidence.folder) / "pairs" / f"{number:03}.png"
+        path = quality_folder(evidence.folder) / pair.get("picture", f"pairs/{number:03}.png")
         thumbnail = thumbnails.of(path.read_bytes() if path.is_file() else None)
         similarity = words.fixed(pair["similarity"], 3)
         alt = words("risk.pair", synthetic=pair["synthetic"], real=pair["real"], similarity=similarity)

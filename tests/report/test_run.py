@@ -76,6 +76,25 @@ def test_failures_are_where_it_is_furthest_behind(poc_folder: Path) -> None:
     assert failures.classes[0].taken_for == names[(worst + 3) % len(names)]
 
 
+def test_accuracy_by_class_is_found_where_an_evaluation_of_many_probes_has_it(poc_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(poc_folder, folder, ignore=shutil.ignore_patterns("painted"))
+    for path in (folder / "measured").rglob("results.json"):
+        results = json.loads(path.read_text())
+        rows = [
+            {"class": row["class"], "photos": row["photos"], "recall": row["accuracy"]} for row in results["per_class"]
+        ]
+        rows[-1] |= {"photos": 0, "recall": None}
+        probes = {"linear": {"per_class": rows, "confusion": results.pop("confusion"), "top1_ci95": [80.0, 83.0]}}
+        path.write_text(json.dumps({k: v for k, v in results.items() if k != "per_class"} | {"probes": probes}))
+    expected, found = failures_of(gather(poc_folder)), failures_of(gather(folder))
+    assert expected is not None and found is not None and found.arm == "synthetic"
+    assert list(found.classes) == [row for row in expected.classes if row.name != rows[-1]["class"]]
+    (folder / "poc.json").unlink()
+    arms = {arm["name"]: arm for arm in gather(folder).poc["arms"]}
+    assert arms["measured/synthetic/seed-0"]["ci95"] == {"linear_top1": 1.5, "few_shot_10": 0.8, "knn_top1": None}
+
+
 def test_a_half_line_of_a_running_training_is_left_out(poc_folder: Path) -> None:
     curve = gather(poc_folder).losses["synthetic", 0]
     assert len(curve) == 100 and curve[-1][0] == 495
@@ -109,6 +128,13 @@ def test_runs_that_were_never_put_together(poc_folder: Path, tmp_path: Path) -> 
     assert sorted(arm for arm, _ in evidence.losses) == ["measured/real", "measured/synthetic"]
     text = stablerep.report(run=folder).read_text()
     assert "there is no recommendation" in text and "Hybrid, 10 % real" in text and "stablerep-quality" in text
+
+
+def test_pictures_of_a_search_are_not_those_of_the_run(poc_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(poc_folder, folder)
+    shutil.copytree(folder / "painted" / "guidance_1", folder / "search" / "trials" / "0")
+    assert [path.name for path in gather(folder).painted] == ["guidance_1", "guidance_2", "guidance_4"]
 
 
 def test_the_same_folder_gives_the_same_bytes(poc_folder: Path, tmp_path: Path) -> None:
