@@ -23,6 +23,7 @@ NEEDED_OF_EACH = {
     "arms": ("name", "kind", "comparison", "seeds", "mean", "ci95"),
     "comparisons": ("a", "b", "measure", "difference", "ci95", "p", "verdict"),
 }
+NEEDED_BESIDE = {"quality": ("features", "real_images", "synthetic_images"), "search": ("trials",)}
 
 Curve = Sequence[tuple[int, float]]  # (step, loss)
 
@@ -61,7 +62,7 @@ def gather(folder: Path) -> Evidence:
         raise UserError(
             f"RUN {folder} holds neither poc.json nor runs of stablerep-eval or -gen; name the --out of stablerep-poc"
         )
-    quality, search = (_read_if_there(_find(folder, name)) for name in ("quality", "search"))
+    quality, search = (_read_beside(folder, name) for name in NEEDED_BESIDE)
     measured, losses = _measured(folder, poc), _losses(folder, poc)
     there = {
         "poc": is_poc, "quality": quality, "search": search, "painted": painted, "runs": losses, "measured": measured,
@@ -116,6 +117,14 @@ def _read(path: Path) -> Any:
 
 def _read_if_there(path: Path) -> Any:
     return _read(path) if path.exists() else None
+
+
+def _read_beside(folder: Path, name: str) -> Any:
+    """quality.json or search.json; None where there is none."""
+    found = _read_if_there(path := _find(folder, name))
+    if found is not None:
+        _check_has(found, NEEDED_BESIDE[name], "", path, f"run the same stablerep-{name} again to mend it")
+    return found
 
 
 def _measured(folder: Path, poc: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

@@ -191,6 +191,9 @@ def test_refused_in_one_line(tmp_path: Path, poc_folder: Path, capsys: pytest.Ca
     del told["arms"][1]["mean"]
     path.write_text(json.dumps(told))
     assert "is damaged: arms[1].mean is missing" in says(tmp_path)
+    path.write_text(json.dumps(poc()))
+    (tmp_path / "quality.json").write_text('{"features": "pixels"}')
+    assert "quality.json is damaged: real_images is missing; run the same stablerep-quality" in says(tmp_path)
     assert not list(tmp_path.glob("*.html*"))
 
 
