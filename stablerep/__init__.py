@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
-__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "train"]
+__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "report", "train"]
 
 # Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
 
@@ -71,6 +71,15 @@ def export(**fields: Any) -> list[str]:
     return export(from_fields(ExportConfig, fields))
 
 
+def report(**fields: Any) -> Path:
+    """Write a run's results as one HTML page; fields as in report.config.ReportConfig. Returns the page's path."""
+    from stablerep.config import from_fields
+    from stablerep.report.config import ReportConfig
+    from stablerep.report.run import report
+
+    return report(from_fields(ReportConfig, fields))
+
+
 def load_encoder(path_or_name: str | Path, arch: str | None = None) -> tuple[nn.Module, InputTransform]:
     """Open an encoder with the transform its pictures need; it comes in eval mode, without classifier.
 
@@ -91,7 +100,7 @@ def default_generator() -> Path:
 
 
 class _Face(ModuleType):
-    """generate, train, evaluate and export are functions here and the names of the packages that do the work.
+    """generate, train, evaluate, export and report are functions here and the names of the packages that do the work.
 
     Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import loop`
     finds the packages as ever.

@@ -181,6 +181,21 @@ def export(argv: Sequence[str] | None = None) -> None:
     run_command("stablerep-export", run, argv)
 
 
+def report(argv: Sequence[str] | None = None) -> None:
+    """Write a run's results as one HTML page."""
+
+    def run(argv: Sequence[str]) -> None:
+        from stablerep.report.config import ReportConfig
+
+        first = ["--run"] if argv and not argv[0].startswith("-") else []
+        config = _parse(ReportConfig, [*first, *argv], "stablerep-report")
+        from stablerep.report.run import report
+
+        print(f"report in {report(config)}")
+
+    run_command("stablerep-report", run, argv)
+
+
 def engine(argv: Sequence[str] | None = None) -> None:
     """Compile a model's UNet and VAE, and look after what is compiled."""
 
@@ -223,7 +238,7 @@ def doctor(argv: Sequence[str] | None = None) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str] | None], None]] = {
     "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "export": export, "engine": engine,
-    "doctor": doctor,
+    "report": report, "doctor": doctor,
 }  # fmt: skip
 
 
@@ -261,11 +276,12 @@ def _configs() -> dict[str, Any]:
     from stablerep.export.config import ExportConfig
     from stablerep.generate.config import GenerateConfig
     from stablerep.prompts.config import PromptsConfig
+    from stablerep.report.config import ReportConfig
     from stablerep.train.config import TrainConfig
 
     flags = {"prompts": PromptsConfig, "gen": GenerateConfig, "train": TrainConfig, "eval": EvaluateConfig}
     doctor = dataclasses.make_dataclass("Doctor", [])
-    return {**flags, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
+    return {**flags, "export": ExportConfig, "engine": ENGINE, "report": ReportConfig, "doctor": doctor}
 
 
 def _usage(prog: str, verbs: Mapping[str, object]) -> str:

@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluate": PARTS,
     "export": PARTS | {"engines"},
     "search": PARTS | {"generate", "train", "evaluate"},
-    "report": PARTS | {"generate", "train", "evaluate"},
+    "report": PARTS | {"generate", "train", "evaluate", "__version__"},
     "doctor": LOW,
     "process": {"config", "__version__"},
     "cli": PARTS | {"process", "engines", "generate", "train", "evaluate", "export", "search", "report", "doctor"},
