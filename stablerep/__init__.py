@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
-__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "train"]
+__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "search", "train"]
 
 # Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
 
@@ -71,6 +71,17 @@ def export(**fields: Any) -> list[str]:
     return export(from_fields(ExportConfig, fields))
 
 
+def search(**fields: Any) -> dict[str, Any]:
+    """Search the settings of painting within a budget; fields as in search.config.SearchConfig. Returns search.json."""
+    from stablerep.config import from_fields
+    from stablerep.search.config import SearchConfig
+    from stablerep.search.proxy import open_proxy
+    from stablerep.search.run import search
+
+    config = from_fields(SearchConfig, fields)
+    return search(config, open_proxy(config))
+
+
 def load_encoder(path_or_name: str | Path, arch: str | None = None) -> tuple[nn.Module, InputTransform]:
     """Open an encoder with the transform its pictures need; it comes in eval mode, without classifier.
 
@@ -91,7 +102,7 @@ def default_generator() -> Path:
 
 
 class _Face(ModuleType):
-    """generate, train, evaluate and export are functions here and the names of the packages that do the work.
+    """generate, train, evaluate, search and export are functions here and the names of the packages that do the work.
 
     Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import loop`
     finds the packages as ever.

@@ -166,6 +166,27 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     run_command("stablerep-eval", run, argv)
 
 
+def search(argv: Sequence[str] | None = None) -> None:
+    """Search the settings of painting that train the best encoder."""
+
+    def run(argv: Sequence[str]) -> None:
+        from stablerep.search.config import SearchConfig
+
+        config = _parse(SearchConfig, argv, "stablerep-search")
+        with importing():
+            from stablerep.search.dry_run import estimate
+            from stablerep.search.proxy import open_proxy
+            from stablerep.search.run import search
+            from stablerep.search.summary import summarise
+
+        if config.dry_run:
+            print(estimate(config, open_proxy(config)))
+        else:
+            print("\n".join(summarise(search(config, open_proxy(config)))))
+
+    run_command("stablerep-search", run, argv)
+
+
 def export(argv: Sequence[str] | None = None) -> None:
     """Write an encoder for timm, the hub, ONNX or TensorRT."""
 
@@ -222,8 +243,8 @@ def doctor(argv: Sequence[str] | None = None) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str] | None], None]] = {
-    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "export": export, "engine": engine,
-    "doctor": doctor,
+    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "search": search, "export": export,
+    "engine": engine, "doctor": doctor,
 }  # fmt: skip
 
 
@@ -261,11 +282,12 @@ def _configs() -> dict[str, Any]:
     from stablerep.export.config import ExportConfig
     from stablerep.generate.config import GenerateConfig
     from stablerep.prompts.config import PromptsConfig
+    from stablerep.search.config import SearchConfig
     from stablerep.train.config import TrainConfig
 
     flags = {"prompts": PromptsConfig, "gen": GenerateConfig, "train": TrainConfig, "eval": EvaluateConfig}
     doctor = dataclasses.make_dataclass("Doctor", [])
-    return {**flags, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
+    return {**flags, "search": SearchConfig, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
 
 
 def _usage(prog: str, verbs: Mapping[str, object]) -> str:
