@@ -54,7 +54,8 @@ class Budget:
             parts.append(f"{max(seconds, 0):,.0f} s")
             parts += [f"${max(seconds, 0) * self.usd_per_hour / HOUR:,.2f}"] if self.usd_per_hour else []
         if self.trials < math.inf:
-            parts.append(f"{self.trials - len(ended):,.0f} trials")
+            left = int(self.trials) - len(ended)
+            parts.append(f"{left:,} trial{'' if left == 1 else 's'}")
         return f"left: {', '.join(parts)}" if parts else ""
 
     def trials_of(self, cost: Cost) -> float:

@@ -20,24 +20,23 @@ FEWEST_OF_A_CLASS = 4  # photos: two to learn from, two to be measured on
 class SearchConfig:
     """Search the settings of painting that train the best encoder, within a budget.
 
-    A trial paints, trains an encoder for a short time and measures it on a part of the training photos of --real, never
-    on its test photos. A range is LOW HIGH, or one value. The same command again goes on; several at once share the
-    trials.
+    A trial paints, trains for a short time and measures the encoder on training photos of --real kept aside, never on
+    test photos. A range is LOW HIGH, or one value. The same command goes on; several at once share the trials.
     """
 
     FOLDERS: ClassVar = "What to paint, and what to measure on"
 
     prompts: FirstLook[Path | None] = None
-    """File of prompts, as stablerep-gen takes it. Labels in it must name classes of --real."""
+    """File of prompts for stablerep-gen. Labels in it must name classes of --real."""
 
     classes: FirstLook[Path | None] = None
-    """Or a text file of classes, one a line; prompts are then made of --template."""
+    """Or a file of classes, one a line; --template makes prompts."""
 
     num_prompts: int = 100
     """--classes: prompts of a trial."""
 
     real: FirstLook[str]
-    """Labelled real photos, few or many, as stablerep-eval's --data."""
+    """Labelled real photos: a --data of stablerep-eval."""
 
     max_real: int | None = None
     """Use at most this many training photos of it, as even over the classes as they allow."""
@@ -47,7 +46,7 @@ class SearchConfig:
     --real with a split train, validation and test keeps its own."""
 
     out: FirstLook[Path]
-    """Folder for search.json, best.yaml and trials/."""
+    """Folder of search.json, best.yaml, trials/."""
 
     BUDGET: ClassVar = "Budget: no trial begins that may not fit"
 
@@ -55,43 +54,43 @@ class SearchConfig:
     """Pictures painted in all trials together."""
 
     budget_seconds: FirstLook[float | None] = None
-    """Seconds of all trials and workers together."""
+    """Seconds of all workers together."""
 
     budget_usd: FirstLook[float | None] = None
-    """The same in dollars, at --usd-per-hour."""
+    """Or their price, at --usd-per-hour."""
 
-    usd_per_hour: FirstLook[float | None] = None
+    usd_per_hour: float | None = None
     """What a worker's machine costs."""
 
     trials: FirstLook[int | None] = None
     """At most so many trials."""
 
-    SPACE: ClassVar = "What is searched"
+    SPACE: ClassVar = "What is searched, by stablerep-gen's own names"
 
     guidance_scale: FirstLook[tuple[float, ...]] = (1.0, 8.0)
-    """Range of stablerep-gen's --guidance-scale."""
+    """Range."""
 
     num_inference_steps: FirstLook[tuple[int, ...]] = (10, 50)
-    """Range of denoising steps."""
+    """Range."""
 
     scheduler: FirstLook[tuple[str, ...]] = ("ddim", "dpmsolver++", "euler")
-    """Schedulers to choose from."""
+    """Those to choose from."""
 
     negative_prompt: tuple[str, ...] = ()
     """Negative prompts to choose from; "" among them is none. If not given, there is none."""
 
-    template: FirstLook[tuple[str, ...]] = ("concept", "concept_background", "concept+concept_background")
+    template: tuple[str, ...] = ("concept", "concept_background", "concept+concept_background")
     """--classes: mixtures of templates to choose from, as A+B; see stablerep-prompts --template."""
 
     num_images_per_prompt: FirstLook[tuple[int, ...]] = (4, 12)
-    """Range of pictures of a prompt."""
+    """Range."""
 
     real_share: FirstLook[tuple[float, ...]] = (0.0, 0.5)
-    """Range of the share of real photos in each batch; 0 is synthetic only."""
+    """Range of real photos' share in each batch."""
 
     grid: FirstLook[tuple[str, ...]] = ()
-    """No search but these values: guidance_scale 1 2 4. Every combination where several settings are named; the others
-    keep their one value, or else the recipe's. Guidance gets a chart, guidance.png."""
+    """No search but these: guidance_scale 1 2 4. Every combination where several settings are named; the others keep
+    their one value, or else the recipe's. Guidance gets a chart, guidance.png."""
 
     seeds: int = 1
     """--grid: how often each combination is painted and trained, with other seeds."""
@@ -120,7 +119,7 @@ class SearchConfig:
     WORK: ClassVar = "How a trial is painted and trained"
 
     model: FirstLook[str | None] = None
-    """What paints, as stablerep-gen takes it; the embedded default if not given."""
+    """What paints, as for stablerep-gen; the embedded default if not given."""
 
     generate: Path | None = None
     """YAML file of more of stablerep-gen's flags: image_size, engine, batch_size."""
@@ -129,14 +128,14 @@ class SearchConfig:
     """YAML file of stablerep-train's flags, with steps: 200 or so; or a preset. If not given, 200 steps of a resnet10t
     at 32 pixels: enough for the embedded default."""
 
-    device: FirstLook[str] = "auto"
+    device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
-    seed: FirstLook[int] = 0
+    seed: int = 0
     """Draws the split, the trials, and all in them."""
 
     dry_run: FirstLook[bool] = False
-    """Measure one trial, keep nothing, and say how many the budget allows."""
+    """Measure one trial, say how many the budget allows."""
 
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "num_inference_steps", "scheduler", "negative_prompt", "template",

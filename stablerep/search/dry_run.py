@@ -68,8 +68,8 @@ def _lines(plan: Plan, cost: Cost, of: str, ended: list[Cost]) -> list[str]:
     money = "" if price is None else f", ${left * cost.seconds * price / HOUR:,.2f}"
     lines.append(f"to do      {left * cost.images:,.0f} pictures, {seconds} hours of one worker{money}")
     lines.append(
-        f"           a trial paints {fewest:,} to {plan.budget.most_images:,} pictures as the ranges say; its time goes "
-        "with pictures and steps"
+        f"           one paints {fewest:,} to {plan.budget.most_images:,} pictures by the ranges; its time goes with "
+        "pictures and steps"
     )
     return lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -51,7 +50,10 @@ def search(config: SearchConfig, proxy: Proxy) -> dict[str, Any]:
         with claims.alone("record"):  # a process may have been killed between its last trial and this
             results = write_results(plan, study, proxy.name, out)
         if at_work := study.at_work():
-            log.info("%d trials are at work in other processes, which will bring %s up to date", at_work, out / RESULTS)
+            others = "another process" if at_work == 1 else "other processes"
+            log.info(
+                "%d of the trials at work still, in %s: %s will be brought up to date", at_work, others, out / RESULTS
+            )
     if results["best"] is None:
         raise UserError(_why_nothing(study.ended(), out))
     return results
@@ -101,7 +103,3 @@ def _why_nothing(ended: Sequence[Ended], out: Path) -> str:
     if failed:
         return f"no trial in {out} has a score; trial {failed[-1].number} failed: {failed[-1].outcome.reason}"
     return f"no trial in {out} has a score yet; raise the budget to go on"
-
-
-def read_results(out: Path) -> dict[str, Any]:
-    return json.loads((out / RESULTS).read_text())

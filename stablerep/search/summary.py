@@ -68,7 +68,8 @@ def _best_line(results: dict[str, Any], best: Row) -> str:
         and {**row["params"], "seed": 0} != {**best["params"], "seed": 0}
     ]
     more = f" and {len(near) - MOST_NAMED} more" if len(near) > MOST_NAMED else ""
-    within = f"; within that interval too: trials {', '.join(map(str, near[:MOST_NAMED]))}{more}"
+    trials = "trials" if len(near) > 1 else "trial"
+    within = f"; within that interval too: {trials} {', '.join(map(str, near[:MOST_NAMED]))}{more}"
     return line + (within if near else "")
 
 

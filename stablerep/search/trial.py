@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,8 +35,10 @@ from stablerep.search.config import SearchConfig
 from stablerep.search.proxy import Proxy
 from stablerep.search.space import MIXED, Settings
 from stablerep.search.split import SPLIT, TRAIN
+from stablerep.train.checkpoint import CHECKPOINTS
 from stablerep.train.config import TrainConfig
 from stablerep.train.loop import train
+from stablerep.train.watch import BEST
 
 RESULT, SECONDS, PROMPTS = "result.json", "seconds.json", "prompts.csv"
 PAINTED, TRAINED, MEASURED = "painted", "trained", "measured"
@@ -132,6 +135,11 @@ def run_trial(bench: Bench, number: int, settings: Settings, folder: Path, look:
             ci95 = _binomial_ci95(measured, results["test_photos"])
         except Pruned:
             state = "pruned"
+        for leftover in (
+            CHECKPOINTS,
+            BEST,
+        ):  # a trial that has ended goes on no more; what is measured lies in exported/
+            shutil.rmtree(folder / TRAINED / leftover, ignore_errors=True)
     score = (measured if bench.config.score == "train" else proxy) if state == "complete" else None
     outcome = Outcome(state, score, measured, ci95, proxy, few_step, summary.images, meter.seconds)
     atomic.write(folder / RESULT, json.dumps(asdict(outcome), indent=1) + "\n")
