@@ -15,9 +15,10 @@ from stablerep.evaluate.config import EvaluateConfig
 from stablerep.flag_help import help_text
 from stablerep.generate.config import GenerateConfig
 from stablerep.prompts.config import PromptsConfig
+from stablerep.search.config import SearchConfig
 from stablerep.train.config import TrainConfig
 
-CONFIGS = [GenerateConfig, PromptsConfig, TrainConfig, EvaluateConfig, *ENGINE.values()]
+CONFIGS = [GenerateConfig, PromptsConfig, TrainConfig, EvaluateConfig, SearchConfig, *ENGINE.values()]
 
 
 def shown(capsys: pytest.CaptureFixture[str], command, *argv: str) -> str:

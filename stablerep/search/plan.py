@@ -28,11 +28,11 @@ from stablerep.train.config import OBJECTIVES, TrainConfig
 INPUTS = "inputs.json"
 # What may differ when a search goes on: where and how long. Of the YAML files the fields are compared.
 FREE = ("out", "device", "dry_run", "usd_per_hour", "trials", "prune", "generate", "train", *BUDGETS)
-# The demo's training in examples/fashion, cut to 200 smaller steps.
+# The demo's training in examples/fashion, cut to 120 smaller steps.
 SHORT_TRAINING: dict[str, Any] = {
-    "arch": "resnet10t", "image_size": 32, "batch_size": 128, "steps": 200, "views_per_prompt": 4, "base_lr": 2e-3,
+    "arch": "resnet10t", "image_size": 32, "batch_size": 128, "steps": 120, "views_per_prompt": 4, "base_lr": 2e-3,
     "warmup": 0.1, "head_hidden": 512, "head_out": 128, "min_scale": 0.5, "blur": 0.0, "keep_checkpoints": 1,
-    "checkpoint_every": 100,
+    "checkpoint_every": 60,
 }  # fmt: skip
 LOOKS_FROM = 5  # training photos of a class; below, there is no few-step score
 # Where trials lie is not known yet.

@@ -68,7 +68,8 @@ def read_photos(config: SearchConfig) -> RealPhotos:
         data = open_labelled(config.real, config.seed)
         train = draw(data.train, config.max_real, config.seed)
     except UserError as error:
-        raise UserError(str(error).replace("--data", "--real").replace("a probe", "a search")) from error
+        said = str(error).replace("--data", "--real").replace("a probe", "a search")
+        raise UserError(said if "--real" in said else f"--real {config.real}: {said}") from error
     seen, aside = list(_photos(train)), list(_photos(data.test))
     given = list(_photos(theirs)) if (theirs := _own_validation(data.train, data.test)) is not None else []
     if given:

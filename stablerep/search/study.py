@@ -109,14 +109,15 @@ class Study:
         self._claims.release(_name(number))
 
     def importances(self, least: int) -> dict[str, float]:
-        """How much of what tells good trials from others each setting explains, together 1; {} of fewer than least.
+        """How much of what tells good trials from others each setting explains, together 1.
 
-        PED-ANOVA (Watanabe et al. 2023), over the settings that had more than one value.
+        PED-ANOVA (Watanabe et al. 2023). {} of fewer complete trials than least, and where only one setting had several
+        values.
         """
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         values = {name: {trial.params[name] for trial in complete} for name in (complete[0].params if complete else ())}
         names = [name for name, different in values.items() if len(different) > 1 and name != "seed"]
-        if len(complete) < least or not names or len({trial.value for trial in complete}) < 2:
+        if len(complete) < least or len(names) < 2 or len({trial.value for trial in complete}) < 2:
             return {}
         shares = optuna.importance.get_param_importances(self._study, params=names)
         return {name: round(share, 4) for name, share in shares.items()}
