@@ -19,7 +19,7 @@ from stablerep.search.front import pareto, rank_correlation
 from stablerep.search.plan import Plan
 from stablerep.search.space import Settings
 from stablerep.search.study import Ended, Study
-from stablerep.search.trial import folder_of, generate_config, train_config
+from stablerep.search.trial import PAINTING, folder_of, generate_config, train_config
 from stablerep.train.config import TrainConfig
 
 RESULTS, BEST, BEST_TRAIN = "search.json", "best.yaml", "best_train.yaml"
@@ -119,7 +119,8 @@ def _write_best(plan: Plan, settings: Settings, out: Path, number: int) -> None:
     """The flags of stablerep-gen, and of stablerep-train, that the best trial had; they work as they stand."""
     bench = plan.bench(out, proxy=None)  # type: ignore[arg-type]  # nothing is scored
     folder, painted = folder_of(out, number), out / BEST_FOLDER
-    flags = _changed(GenerateConfig, generate_config(bench, settings, folder))
+    chosen = generate_config(bench, settings, folder)
+    flags = _changed(GenerateConfig, chosen) | {name: getattr(chosen, name) for name in PAINTING}
     flags |= {"prompts": str(_absolute(flags["prompts"])), "out": str(_absolute(painted))}
     training = _changed(TrainConfig, train_config(bench, settings, _absolute(painted), _absolute(out / "best_encoder")))
     title = f"# Trial {number} of the search in {out.name}: {settings}.\n"

@@ -42,6 +42,8 @@ from stablerep.train.watch import BEST
 
 RESULT, SECONDS, PROMPTS = "result.json", "seconds.json", "prompts.csv"
 PAINTED, TRAINED, MEASURED = "painted", "trained", "measured"
+# The settings that are stablerep-gen's own flags.
+PAINTING = ("guidance_scale", "num_inference_steps", "scheduler", "negative_prompt", "num_images_per_prompt")
 TICK_SECONDS = 5.0  # what a kill may leave uncounted
 FIRST_LOOK = 3  # the few-step score is taken after this part of the steps: a third
 
@@ -165,8 +167,7 @@ def generate_config(bench: Bench, settings: Settings, folder: Path) -> GenerateC
             wanted: dict[str, Any] = {"template": names, "num_prompts": config.num_prompts}
             write_prompts(PromptsConfig(classes=config.classes, out=prompts, seed=config.seed, **wanted))
     assert prompts is not None
-    names_of = ("guidance_scale", "num_inference_steps", "scheduler", "negative_prompt", "num_images_per_prompt")
-    own = {name: getattr(settings, name) for name in names_of}
+    own = {name: getattr(settings, name) for name in PAINTING}
     return replace(bench.generate, prompts=prompts, out=folder / PAINTED, seed=config.seed + settings.seed, **own)
 
 
