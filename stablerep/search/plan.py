@@ -54,7 +54,8 @@ class Plan:
 
     def bench(self, out: Path, proxy: Proxy) -> Bench:
         """What the trials below `out` share."""
-        can_look = self.config.prune and not self.space.axes and most_of_a_class(self.real.train) >= LOOKS_FROM
+        asked = self.config.prune and self.config.score == "train" and not self.space.axes
+        can_look = asked and most_of_a_class(self.real.train) >= LOOKS_FROM
         return Bench(self.config, self.generate, self.train, proxy, out, can_look)
 
     def inputs(self) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def begin(plan: Plan, out: Path) -> None:
     Raises:
         UserError: another one's, named by the first difference, or photos that are others now.
     """
+    _check_folder(plan.config)  # another process may have begun another search here since
     if (out / INPUTS).exists():
         run_folder.refuse_other_run(out, json.loads((out / INPUTS).read_text()), plan.inputs())
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def _say(plan: Plan, draw: Draw, outcome: Outcome, ended: Sequence[Ended]) -> No
             if best.number == draw.number
             else f" (best {best.outcome.score:.4g}, trial {best.number})"
         )
-    log.info("trial %d: %s; %s; %s", draw.number, said, cost, left or time.strftime("%H:%M"))
+    log.info("trial %d: %s; %s; %s", draw.number, said, cost, left)
 
 
 def _why_nothing(ended: Sequence[Ended], out: Path) -> str:

@@ -70,7 +70,7 @@ def read_photos(config: SearchConfig) -> RealPhotos:
     except UserError as error:
         said = str(error).replace("--data", "--real").replace("a probe", "a search")
         raise UserError(said if "--real" in said else f"--real {config.real}: {said}") from error
-    seen, aside = list(_photos(train)), list(_photos(data.test))
+    seen, aside = list(_photos(train)), list(_photos(data.test, keep=False))
     given = list(_photos(theirs)) if (theirs := _own_validation(data.train, data.test)) is not None else []
     if given:
         real = RealPhotos(seen, given, aside)
@@ -134,12 +134,13 @@ def most_of_a_class(photos: Sequence[Photo]) -> int:
     return max(np.unique([photo.label for photo in photos], return_counts=True)[1])
 
 
-def _photos(photos: Photos) -> Iterator[Photo]:
+def _photos(photos: Photos, *, keep: bool = True) -> Iterator[Photo]:
+    """Each photo; with keep, those that lie in no file of their own with their bytes."""
     if not isinstance(photos, LabelledFiles):
         for number, (pixels, label) in enumerate(zip(photos.images, photos.labels, strict=True)):
             text = io.BytesIO()
             Image.fromarray(pixels).save(text, "png", compress_level=1)
-            yield _photo(f"photo {number}", photos.class_names[label], text.getvalue(), keep=True)
+            yield _photo(f"photo {number}", photos.class_names[label], text.getvalue(), keep=keep)
         return
     pictures = EncodedPictures(photos.index, cache=photos.cache)
     for row, label in enumerate(photos.labels):
@@ -148,7 +149,7 @@ def _photos(photos: Photos) -> Iterator[Photo]:
             raise UserError(f"--real: {where} does not exist")
         is_file = os.path.isfile(where)
         path = os.path.abspath(where) if is_file else where
-        yield _photo(path, photos.class_names[label], data.tobytes(), keep=not is_file)
+        yield _photo(path, photos.class_names[label], data.tobytes(), keep=keep and not is_file)
 
 
 def _photo(path: str, label: str, data: bytes, *, keep: bool) -> Photo:

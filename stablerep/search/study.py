@@ -119,7 +119,9 @@ class Study:
         names = [name for name, different in values.items() if len(different) > 1 and name != "seed"]
         if len(complete) < least or len(names) < 2 or len({trial.value for trial in complete}) < 2:
             return {}
-        shares = optuna.importance.get_param_importances(self._study, params=names)
+        shares = optuna.importance.get_param_importances(
+            self._study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), params=names
+        )
         return {name: round(share, 4) for name, share in shares.items()}
 
     def _waiting(self) -> bool:

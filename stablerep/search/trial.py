@@ -220,7 +220,7 @@ def _train(bench: Bench, settings: Settings, folder: Path, look: Look | None) ->
 
 def _binomial_ci95(percent: float, photos: int) -> float:
     share = percent / 100
-    return 196 * (share * (1 - share) / photos) ** 0.5
+    return round(196 * (share * (1 - share) / photos) ** 0.5, 4)
 
 
 class Meter:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
-from stablerep.config import UserError, from_fields
+from stablerep.config import UserError, from_fields, parse
 from stablerep.search.config import SearchConfig
 from stablerep.search.space import Settings, space_of
 
@@ -50,6 +51,14 @@ def test_a_grid_is_every_combination_a_seed_after_the_other() -> None:
     ]
     assert {point.scheduler for point in grid} == {"euler"} and {point.num_images_per_prompt for point in grid} == {10}
     assert space().grid == []
+
+
+def test_the_guidance_curve_of_the_examples_is_a_grid() -> None:
+    path = Path(__file__).resolve().parents[2] / "examples/fashion/guidance.yaml"
+    config = parse(SearchConfig, ["--config", str(path), "--out", "o"], "stablerep-search")
+    grid = space_of(config).grid
+    assert len(grid) == 18 and {point.guidance_scale for point in grid} == {1, 1.5, 2, 3, 4, 6}
+    assert {(point.num_inference_steps, point.template) for point in grid} == {(12, "concept_look")}
 
 
 def test_templates_are_for_classes() -> None:
