@@ -1,7 +1,8 @@
 """StableRep: train vision encoders on pictures from a text-to-image model.
 
 generate(prompts=..., out=...) paints shards, train(data=..., out=...) trains an encoder on them, and
-evaluate(checkpoint=..., data=..., out=...) measures it on real photos. Each takes the fields of its config.
+evaluate(checkpoint=..., data=..., out=...) measures it on real photos; poc(prompts=..., real=..., out=...) does all
+three and says whether synthetic data pay. Each takes the fields of its config.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
-__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "train"]
+__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "poc", "train"]
 
 # Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
 
@@ -62,6 +63,15 @@ def evaluate(**fields: Any) -> dict[str, Any]:
     return evaluate(from_fields(EvaluateConfig, fields))
 
 
+def poc(**fields: Any) -> dict[str, Any]:
+    """Is synthetic data worth it? Fields as in poc.config.PocConfig. Returns what poc.json holds."""
+    from stablerep.config import from_fields
+    from stablerep.poc.config import PocConfig
+    from stablerep.poc.run import run_poc
+
+    return run_poc(from_fields(PocConfig, fields))
+
+
 def export(**fields: Any) -> list[str]:
     """Write an encoder for timm, the hub, ONNX or TensorRT; fields as in export.config.ExportConfig."""
     from stablerep.config import from_fields
@@ -91,7 +101,7 @@ def default_generator() -> Path:
 
 
 class _Face(ModuleType):
-    """generate, train, evaluate and export are functions here and the names of the packages that do the work.
+    """generate, train, evaluate, poc and export are functions here and the names of the packages that do the work.
 
     Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import loop`
     finds the packages as ever.

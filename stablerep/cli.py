@@ -166,6 +166,31 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     run_command("stablerep-eval", run, argv)
 
 
+def poc(argv: Sequence[str] | None = None) -> None:
+    """Is synthetic data worth it? Paint, train on real and synthetic pictures, measure, compare."""
+
+    def run(argv: Sequence[str]) -> None:
+        from stablerep.poc.config import PocConfig
+
+        config = _parse(PocConfig, argv, "stablerep-poc")
+        with importing():
+            from rich.console import Console
+
+            from stablerep.poc.recommend import sentence
+            from stablerep.poc.run import POC, estimate, run_poc
+            from stablerep.poc.summary import bill_line, table
+
+        if config.dry_run:
+            print(estimate(config))
+            return
+        found = run_poc(config)
+        Console().print(table(found))
+        print(sentence(found["recommendation"], found["data"]))
+        print(f"{bill_line(found)}; all numbers: {config.out / POC}")
+
+    run_command("stablerep-poc", run, argv)
+
+
 def export(argv: Sequence[str] | None = None) -> None:
     """Write an encoder for timm, the hub, ONNX or TensorRT."""
 
@@ -222,8 +247,8 @@ def doctor(argv: Sequence[str] | None = None) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str] | None], None]] = {
-    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "export": export, "engine": engine,
-    "doctor": doctor,
+    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "poc": poc, "export": export,
+    "engine": engine, "doctor": doctor,
 }  # fmt: skip
 
 
@@ -260,12 +285,13 @@ def _configs() -> dict[str, Any]:
     from stablerep.evaluate.config import EvaluateConfig
     from stablerep.export.config import ExportConfig
     from stablerep.generate.config import GenerateConfig
+    from stablerep.poc.config import PocConfig
     from stablerep.prompts.config import PromptsConfig
     from stablerep.train.config import TrainConfig
 
     flags = {"prompts": PromptsConfig, "gen": GenerateConfig, "train": TrainConfig, "eval": EvaluateConfig}
     doctor = dataclasses.make_dataclass("Doctor", [])
-    return {**flags, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
+    return {**flags, "poc": PocConfig, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
 
 
 def _usage(prog: str, verbs: Mapping[str, object]) -> str:

@@ -33,10 +33,12 @@ ARROWS: dict[str, set[str]] = {
     "evaluate": PARTS,
     "export": PARTS | {"engines"},
     "search": PARTS | {"generate", "train", "evaluate"},
+    "poc": PARTS | {"generate", "train", "evaluate"},
     "report": PARTS | {"generate", "train", "evaluate"},
     "doctor": LOW,
     "process": {"config", "__version__"},
-    "cli": PARTS | {"process", "engines", "generate", "train", "evaluate", "export", "search", "report", "doctor"},
+    "cli": PARTS
+    | {"process", "engines", "generate", "train", "evaluate", "export", "search", "poc", "report", "doctor"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MOST_LINES = 400
