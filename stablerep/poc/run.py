@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -135,9 +136,8 @@ class Work:
         for part in range(len(self.plan.prompts)):
             self._paint(part, model)
         seeds = range(self.config.seed, self.config.seed + self.config.seeds)
-        in_order = sorted(trained, key=lambda arm: arm.comparison == EQUAL_COST)  # it needs the seconds of the others
-        for seed in seeds:
-            for arm in in_order:
+        for arm in sorted(trained, key=lambda arm: arm.comparison == EQUAL_COST):  # it needs the seconds of the others
+            for seed in seeds:
                 self._train(arm, seed)
         return [self._measure(arm, seed) for arm in self.plan.arms for seed in seeds]
 
@@ -164,7 +164,7 @@ class Work:
 
     def _train(self, arm: Arm, seed: int) -> None:
         assert arm.objective is not None
-        steps = self._steps_of_equal_cost(seed) if arm.comparison == EQUAL_COST else self.plan.steps
+        steps = self._steps_of_equal_cost() if arm.comparison == EQUAL_COST else self.plan.steps
         data = self.plan.data_of(arm, self.out)
         settings = self.inputs.settings.training(arm.objective, data, self._run(arm, seed), seed, steps)
         self.commands.append(command(settings))
@@ -174,12 +174,15 @@ class Work:
         if seed == self.config.seed and damaged.exists():
             self.risks["damaged"] = max(self.risks["damaged"], len(damaged.read_text().splitlines()))
 
-    def _steps_of_equal_cost(self, seed: int) -> int:
+    def _steps_of_equal_cost(self) -> int:
         """Steps on real photos that take as long as painting and training on synthetic pictures have taken.
 
         A ledger's seconds stay once a step is done, so a run that goes on finds the same number.
         """
-        real, synthetic = (self.ledger.seconds(f"train {name} seed-{seed}") for name in ("real", "synthetic"))
+        seeds = range(self.config.seed, self.config.seed + self.config.seeds)
+        real, synthetic = (
+            fmean(self.ledger.seconds(f"train {name} seed-{seed}") for seed in seeds) for name in ("real", "synthetic")
+        )
         return max(self.plan.steps, round(self.plan.steps * (self._paint_seconds() + synthetic) / max(real, 1e-9)))
 
     def _paint_seconds(self, parts: int | None = None) -> float:

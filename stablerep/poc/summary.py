@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from stablerep import config as configs
@@ -79,6 +80,7 @@ def make_summary(
         "arms": [_arm(arm, of_arm[arm.name], scores[arm.name], inputs, out) for arm in plan.arms],
         "comparisons": [_rounded(asdict(each)) for each in comparisons],
         "recommendation": _rounded(asdict(found)),
+        "chosen_hybrid": hybrid,
         "costs": {
             "steps": [
                 {"name": name, "kind": entry.kind, "seconds": entry.seconds, "images": entry.images, "kwh": entry.kwh}
@@ -147,9 +149,10 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 def table(poc: Mapping[str, Any]) -> Table:
     """A row an arm: what it was trained on, how well it does with its 95 % interval, what it took."""
     data = poc["data"]
-    shown = Table(title=f"top-1 on {data['test']:,} real test photos, %")
+    title = f"top-1 on {data['test']:,} real test photos, %"
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns hold it
     shown.add_column("features", overflow="fold")
-    for heading in ("synthetic", "real", "linear", "10 a class", "kNN", "seconds"):
+    for heading in ("painted", "real", "linear", "10 a class", "kNN", "seconds"):
         shown.add_column(heading, justify="right")
     for arm in poc["arms"]:
         seconds = fmean(sum(each["seconds"][step] for step in ("paint", "train")) for each in arm["seeds"])
