@@ -65,9 +65,9 @@ class Ledger:
         def count() -> None:
             entry.seconds = round(before + time.perf_counter() - start, 2)
             if self._watts is not None:
-                entry.kwh = entry.seconds * self._watts / JOULES_PER_KWH
+                entry.kwh = round(entry.seconds * self._watts / JOULES_PER_KWH, 9)
             elif self._joules:
-                entry.kwh = kwh_before + (self._joules() - joules) / JOULES_PER_KWH
+                entry.kwh = round(kwh_before + (self._joules() - joules) / JOULES_PER_KWH, 9)
 
         def beat() -> None:
             while not ended.wait(BEAT_SECONDS):

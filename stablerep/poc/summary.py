@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
@@ -22,6 +24,7 @@ from stablerep.poc.plan import Arm, Plan
 from stablerep.poc.recommend import compare_all, pairs_of, recommend
 
 VERSION = 1
+PREDICTIONS = "predictions.npz"  # of an evaluation: `label` and, by probe, what each test photo was named
 MEASURES = ("linear_top1", "few_shot_10", "knn_top1")
 
 
@@ -101,8 +104,21 @@ def scores_of(measured: Sequence[Measured]) -> dict[str, Scores]:
     for measure in MEASURES:
         values = [each.results[measure] for each in measured]
         if all(value is not None for value in values):
-            found[measure] = Scores(tuple(map(float, values)), photos)
+            right = [read_right(each.place / PREDICTIONS, measure) for each in measured]
+            kept = [row for row in right if row is not None and len(row) == photos]
+            found[measure] = Scores(
+                tuple(map(float, values)), photos, np.stack(kept) if len(kept) == len(measured) else None
+            )
     return found
+
+
+def read_right(predictions: Path, measure: str) -> NDArray[np.bool_] | None:  # [M]
+    """Which test photos a probe named right, where the evaluation kept what it named."""
+    if not predictions.exists():
+        return None
+    with np.load(predictions) as arrays:
+        probe = measure.removesuffix("_top1")
+        return arrays[probe] == arrays["label"] if probe in arrays and "label" in arrays else None
 
 
 def choose_hybrid(of_arm: Mapping[str, Sequence[Measured]], arms: Sequence[Arm]) -> str | None:
