@@ -78,7 +78,7 @@ def _crossed(values: NDArray[np.floating]) -> Estimate:  # [S, M]
     of_seeds = float(rows.var(ddof=1)) / seeds
     rest = values - rows[:, None] - columns + mean
     residual = float((rest**2).sum()) / ((seeds - 1) * max(photos - 1, 1)) / (seeds * photos)
-    return _estimate(mean, [(of_seeds, seeds - 1), (of_photos, photos - 1), (-residual, (seeds - 1) * (photos - 1))])
+    return _estimate(mean, [(of_seeds, seeds - 1), (of_photos, photos - 1)], counted_twice=residual)
 
 
 def _apart(each: Sequence[float], of_photos: float) -> Estimate:
@@ -99,12 +99,13 @@ def _variance_of_photos(scores: Scores) -> float:
     return float(100**2 * share * (1 - share) / (photos + 4))
 
 
-def _estimate(mean: float, parts: Sequence[tuple[float, int]]) -> Estimate:
+def _estimate(mean: float, parts: Sequence[tuple[float, int]], counted_twice: float = 0.0) -> Estimate:
     """parts: components of the mean's variance with their degrees of freedom."""
-    variance = max(sum(part for part, _ in parts), max(part for part, _ in parts) * 1e-12)
+    total = sum(part for part, _ in parts)
+    variance = max(total - counted_twice, *(part for part, _ in parts), 0.0)  # no less than either alone
     if variance <= 0:
         return Estimate(mean, 0.0, 1.0 if mean == 0 else 0.0)
-    freedom = variance**2 / sum(part**2 / max(degrees, 1) for part, degrees in parts)
+    freedom = total**2 / sum(part**2 / max(degrees, 1) for part, degrees in parts)
     error = float(np.sqrt(variance))
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
     return Estimate(mean, half, float(2 * stdtr(freedom, -abs(mean) / error)))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stablerep import atomic
-from stablerep.config import UserError
+from stablerep.config import UserError, fingerprint
 from stablerep.evaluate.run import evaluate
 from stablerep.generate.dry_run import Estimate as GenerateEstimate
 from stablerep.generate.dry_run import estimate as estimate_painting
@@ -146,11 +146,13 @@ def _evaluation_sample(config: PocConfig, split: Split, place: Path) -> tuple[st
 def kept_rates(out: Path, config: PocConfig, settings: Settings, split: Split, prompts: Sequence[Prompt]) -> Rates:
     """The rates that a folder was begun with: another measurement would pay for another number of pictures."""
     path = out / RATES
-    if not path.exists():
-        rates = measure_rates(config, settings, split, prompts)
+    of = fingerprint([asdict(settings), config.real, config.measure_on, len(split.photos), len(prompts)])
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if kept.get("of") != of:  # none yet, or of other flags, whose budget paid for nothing
+        kept = asdict(measure_rates(config, settings, split, prompts)) | {"of": of}
         out.mkdir(parents=True, exist_ok=True)
-        atomic.write(path, json.dumps(asdict(rates), indent=1) + "\n")
-    return Rates(**json.loads(path.read_text()))
+        atomic.write(path, json.dumps(kept, indent=1) + "\n")
+    return Rates(**{name: value for name, value in kept.items() if name != "of"})
 
 
 def affordable(

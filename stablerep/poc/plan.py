@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stablerep import atomic
 from stablerep.config import UserError
+from stablerep.data.sampling import share_out
 from stablerep.poc.config import PocConfig
 from stablerep.poc.photos import TRAIN, Photo
 from stablerep.poc.settings import REAL, RECIPE_IMAGES, SUPERVISED, SYNTHETIC, Settings
@@ -72,16 +73,19 @@ class Plan:
         return out / "tables" / f"{arm.name}.csv"
 
     def data_of(self, arm: Arm, out: Path) -> tuple[str, ...]:
-        """What stablerep-train takes: each part by the number of its prompts, the photos by their share."""
-        sizes = [len(prompts) for prompts in self.prompts[: arm.parts]]
-        weights = [(1 - arm.real_share) * size / sum(sizes) for size in sizes]
+        """What stablerep-train takes; weights only where they are not equal."""
         sources = [self.painted(out, part) for part in range(arm.parts)]
-        if arm.photos:
-            sources.append(self.table(out, arm))
-            weights.append(arm.real_share if sizes else 1.0)
+        sources += [self.table(out, arm)] if arm.photos else []
+        weights = self.weights_of(arm)
         if max(weights) - min(weights) < 1e-9:
             return tuple(map(str, sources))
         return tuple(f"{source}:{weight:.6g}" for source, weight in zip(sources, weights, strict=True))
+
+    def weights_of(self, arm: Arm) -> list[float]:
+        """Of each part by the number of its prompts, of the photos their share."""
+        sizes = [len(prompts) for prompts in self.prompts[: arm.parts]]
+        weights = [(1 - arm.real_share) * size / sum(sizes) for size in sizes]
+        return weights + ([arm.real_share if sizes else 1.0] if arm.photos else [])
 
     def write(self, out: Path) -> None:
         """Write the prompts of each part and the table of each arm's photos."""
@@ -161,7 +165,11 @@ def make_plan(
     images = per_prompt * len(order)
     example = settings.example
     steps = example.steps or math.ceil(example.epochs * len(order) * example.views / example.batch_size)
-    return Plan(parts, per_prompt, steps, tuple(_arms(config, settings, split, images, per_prompt, cuts)))
+    plan = Plan(parts, per_prompt, steps, tuple(_arms(config, settings, split, images, per_prompt, cuts)))
+    for arm in plan.arms:
+        if arm.objective == SYNTHETIC:
+            share_out(example.batch_size // example.views, plan.weights_of(arm))  # refuses now, not after painting
+    return plan
 
 
 def _arms(
@@ -170,23 +178,22 @@ def _arms(
     train = split.of(TRAIN)
     drawn = [train[row] for row in spread([photo.label for photo in train], config.seed)]
     arch, whole = settings.example.arch, len(cuts) - 1
-    labelled = tuple(split.of(TRAIN, labelled=True))
+    photos, labelled = tuple(drawn[:images]), tuple(split.of(TRAIN, labelled=True))
     arms = [Arm("pixels", "pixels", checkpoint="pixels"), Arm("untrained", "untrained", checkpoint=f"untrained:{arch}")]
     arms += [Arm(_folder_name(name), "pretrained", checkpoint=name) for name in config.pretrained]
     if labelled:
-        arms.append(Arm("supervised", "supervised", EQUAL_PICTURES, SUPERVISED, photos=labelled[:], real_share=1.0))
-    photos = tuple(drawn[:images])
+        arms.append(Arm("supervised", "supervised", EQUAL_PICTURES, SUPERVISED, photos=labelled, real_share=1.0))
     arms.append(Arm("real", "real", EQUAL_PICTURES, REAL, photos=photos, real_share=1.0))
     if config.equal_cost:
         arms.append(Arm("real-equal-cost", "real", EQUAL_COST, REAL, photos=photos, real_share=1.0))
     arms.append(Arm("synthetic", "synthetic", EQUAL_PICTURES, SYNTHETIC, parts=whole, synthetic_images=images))
-    for share in sorted(config.real_share):
-        part = next(number for number, cut in enumerate(cuts) if cut == round((1 - share) * cuts[-1]))
+    for share in sorted(config.real_share) if "hybrid" in config.arms else ():
+        part = list(cuts).index(round((1 - share) * cuts[-1]))
+        painted = cuts[part] * per_prompt
         arms.append(
             Arm(
                 f"hybrid-{share:g}", "hybrid", EQUAL_PICTURES, SYNTHETIC, parts=part,
-                photos=tuple(drawn[: images - cuts[part] * per_prompt]), real_share=share,
-                synthetic_images=cuts[part] * per_prompt,
+                photos=tuple(drawn[: images - painted]), real_share=share, synthetic_images=painted,
             )
         )  # fmt: skip
     return [arm for arm in arms if arm.kind in config.arms]

@@ -118,8 +118,8 @@ def _draw(
                 continue
             needs = size - spare + len(shares)
             raise UserError(
-                f"class {classes[number]!r} has {size} different photos and the split needs {needs}: {size - spare} to "
-                "train on, one to validate and one to measure on; add some, or take the class out"
+                f"class {str(classes[number])!r} has {size} different photos and the split needs {needs}: "
+                f"{size - spare} to train on, one to validate and one to measure on; add some, or take the class out"
             )
         start = 0
         for left, (name, share) in zip(range(len(shares) - 1, -1, -1), shares.items(), strict=True):
