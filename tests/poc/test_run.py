@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,22 +19,11 @@ from stablerep.poc.summary import read_right, table
 from stablerep.shards import read_pictures
 
 Tiny = Callable[..., PocConfig]
-DRIVER = Path(__file__).with_name("kill_driver.py")
 MEASURES = {"linear_top1", "few_shot_10", "knn_top1"}
 
 
 def stamps(folder: Path, *patterns: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-
-
-def without_costs(poc: dict[str, Any]) -> dict[str, Any]:
-    """What must not depend on how often it was stopped."""
-    arms = [
-        {**arm, "seeds": [{**seed, "seconds": None} for seed in arm["seeds"]]}
-        for arm in poc["arms"]
-        if arm["comparison"] != "equal_cost"  # trained for as long as others took
-    ]
-    return {"arms": arms, "data": poc["data"], "risks": poc["risks"], "hybrid": poc["chosen_hybrid"]}
 
 
 def test_what_it_leaves_behind_and_a_rerun_changes_nothing(tiny: Tiny, tmp_path: Path) -> None:
@@ -102,19 +87,6 @@ def test_a_command_of_it_finds_its_own_folder_done(tiny: Tiny, tmp_path: Path) -
         prog, *argv = shlex.split(command)
         {"stablerep-gen": cli.gen, "stablerep-train": cli.train, "stablerep-eval": cli.evaluate}[prog](argv)
     assert stamps(tmp_path / "out", "painted/*/*", "runs/**/*", "measured/**/*") == before
-
-
-def test_killed_again_and_again_it_ends_with_the_same_numbers(tiny: Tiny, tmp_path: Path) -> None:
-    config = tiny(arms=("real", "synthetic", "hybrid"))
-    fields = {name: value for name, value in to_dict(config).items() if name != "out" and value is not None}
-    command = [sys.executable, str(DRIVER), json.dumps(fields), str(tmp_path / "whole"), str(tmp_path / "killed"), "4"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)["killed"] >= 3  # the later moments may lie beyond what was left to do
-    whole, killed = (json.loads((tmp_path / name / "poc.json").read_text()) for name in ("whole", "killed"))
-    assert json.loads(json.dumps(without_costs(killed)).replace("/killed/", "/whole/")) == without_costs(whole)
-    assert all(step["seconds"] > 0 for step in killed["costs"]["steps"])
 
 
 def test_an_adapted_generator_paints(tiny: Tiny, tmp_path: Path) -> None:
