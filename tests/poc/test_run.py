@@ -13,10 +13,12 @@ import yaml
 import stablerep
 from stablerep.config import UserError, to_dict
 from stablerep.poc.config import PocConfig
+from stablerep.poc.inputs import with_pretrained
 from stablerep.poc.run import estimate, run_poc
 from stablerep.poc.settings import ModelRef
 from stablerep.poc.summary import read_right, table
 from stablerep.shards import read_pictures
+from tests.hub_cache import in_cache
 
 Tiny = Callable[..., PocConfig]
 MEASURES = {"linear_top1", "few_shot_10", "knn_top1"}
@@ -150,3 +152,20 @@ def test_predictions_are_read_where_an_evaluation_kept_them(tmp_path: Path) -> N
     np.savez(path, label=np.array([0, 1, 2]), linear=np.array([0, 1, 1]))
     assert read_right(path, "linear_top1").tolist() == [True, True, False]  # type: ignore[union-attr]
     assert read_right(path, "knn_top1") is None
+
+
+def test_pretrained_weights_are_compared_where_they_are_on_disk(
+    tiny: Tiny, tmp_path: Path, no_network: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="stablerep.poc")
+    arms = ("pretrained", "real", "synthetic")
+    assert with_pretrained(tiny(arms=arms)).pretrained == ()
+    assert "no pretrained weights of resnet10t on disk" in caplog.text
+    in_cache(no_network, "resnet10t.c3_in1k")
+    config = tiny(arms=arms, equal_cost=False)
+    assert with_pretrained(config).pretrained == ("resnet10t.c3_in1k",)
+    poc = run_poc(config)
+    (pretrained,) = (arm for arm in poc["arms"] if arm["kind"] == "pretrained")
+    assert pretrained["name"] == "pretrained-resnet10t.c3_in1k" and pretrained["images"] == 0
+    (no_network / "models--timm--resnet10t.c3_in1k").rename(tmp_path / "gone")
+    assert run_poc(config) == poc  # what was measured stays so
