@@ -185,7 +185,7 @@ def _arms(
         arms.append(Arm("supervised", "supervised", EQUAL_PICTURES, SUPERVISED, photos=labelled, real_share=1.0))
     arms.append(Arm("real", "real", EQUAL_PICTURES, REAL, photos=photos, real_share=1.0))
     if config.equal_cost:
-        arms.append(Arm("real-equal-cost", "real", EQUAL_COST, REAL, photos=photos, real_share=1.0))
+        arms.append(Arm("real-longer", "real", EQUAL_COST, REAL, photos=photos, real_share=1.0))
     arms.append(Arm("synthetic", "synthetic", EQUAL_PICTURES, SYNTHETIC, parts=whole, synthetic_images=images))
     for share in sorted(config.real_share) if "hybrid" in config.arms else ():
         part = list(cuts).index(round((1 - share) * cuts[-1]))

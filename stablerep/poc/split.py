@@ -109,10 +109,11 @@ def _draw(
     classes, of_class = np.unique(names, return_inverse=True)
     rank, sizes = rank_in_class(of_class, seed), np.bincount(of_class)
     side = np.full(len(first), TRAIN, dtype=object)
+    there = Counter(
+        photo.label for photo, taken in zip(photos, among, strict=True) if not taken and photo.split == TRAIN
+    )
     for number, size in enumerate(sizes):
-        elsewhere = sum(1 for photo, taken in zip(photos, among, strict=True) if not taken and photo.split == TRAIN
-                        and photo.label == classes[number])  # fmt: skip
-        spare = size - max(0, FEWEST - elsewhere)
+        spare = size - max(0, FEWEST - there[str(classes[number])])
         if spare < len(shares):
             if not strict:
                 continue

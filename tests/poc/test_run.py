@@ -41,7 +41,7 @@ def test_what_it_leaves_behind_and_a_rerun_changes_nothing(tiny: Tiny, tmp_path:
     }  # fmt: skip
     arms = {arm["name"]: arm for arm in poc["arms"]}
     assert list(arms) == [
-        "pixels", "supervised", "real", "real-equal-cost", "synthetic", "hybrid-0.25", "hybrid-0.5",
+        "pixels", "supervised", "real", "real-longer", "synthetic", "hybrid-0.25", "hybrid-0.5",
     ]  # fmt: skip
     sizes = {name: (arm["synthetic_images"], arm["real_images"]) for name, arm in arms.items()}
     assert sizes["synthetic"] == (24, 0) and sizes["real"] == (0, 9) and sizes["supervised"] == (0, 6)
@@ -112,7 +112,7 @@ def test_a_dry_run_bills_and_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     items = {item.name: item for item in bill.items}
     assert items["paint"].images == 24 and items["train real"].steps == 200
-    assert items["train real-equal-cost"].seconds == pytest.approx(
+    assert items["train real-longer"].seconds == pytest.approx(
         items["train synthetic"].seconds + 2 * items["paint"].seconds, rel=0.02
     )
     assert items["paint"].seconds == pytest.approx(24 / bill.rates.images_per_second)
