@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
-__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "train"]
+__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "quality", "train"]
 
 # Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
 
@@ -60,6 +60,15 @@ def evaluate(**fields: Any) -> dict[str, Any]:
     from stablerep.evaluate.run import evaluate
 
     return evaluate(from_fields(EvaluateConfig, fields))
+
+
+def quality(**fields: Any) -> dict[str, Any]:
+    """Compare synthetic pictures with real photos; fields as in evaluate.quality.config.QualityConfig."""
+    from stablerep.config import from_fields
+    from stablerep.evaluate.quality.config import QualityConfig
+    from stablerep.evaluate.quality.run import quality
+
+    return quality(from_fields(QualityConfig, fields))
 
 
 def export(**fields: Any) -> list[str]:

@@ -166,6 +166,25 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     run_command("stablerep-eval", run, argv)
 
 
+def quality(argv: Sequence[str] | None = None) -> None:
+    """Compare synthetic pictures with real photos."""
+
+    def run(argv: Sequence[str]) -> None:
+        from stablerep.evaluate.quality.config import QualityConfig
+
+        config = _parse(QualityConfig, argv, "stablerep-quality")
+        from rich.console import Console
+
+        from stablerep.evaluate.quality.run import quality
+        from stablerep.evaluate.quality.table import notes, table
+
+        results = quality(config)
+        Console().print(table(results))
+        print("\n".join(notes(results)))
+
+    run_command("stablerep-quality", run, argv)
+
+
 def export(argv: Sequence[str] | None = None) -> None:
     """Write an encoder for timm, the hub, ONNX or TensorRT."""
 
@@ -222,8 +241,8 @@ def doctor(argv: Sequence[str] | None = None) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str] | None], None]] = {
-    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "export": export, "engine": engine,
-    "doctor": doctor,
+    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "quality": quality, "export": export,
+    "engine": engine, "doctor": doctor,
 }  # fmt: skip
 
 
@@ -258,6 +277,7 @@ def _configs() -> dict[str, Any]:
     """The flags of each command, for completion."""
     from stablerep.engines.config import COMMANDS as ENGINE
     from stablerep.evaluate.config import EvaluateConfig
+    from stablerep.evaluate.quality.config import QualityConfig
     from stablerep.export.config import ExportConfig
     from stablerep.generate.config import GenerateConfig
     from stablerep.prompts.config import PromptsConfig
@@ -265,7 +285,7 @@ def _configs() -> dict[str, Any]:
 
     flags = {"prompts": PromptsConfig, "gen": GenerateConfig, "train": TrainConfig, "eval": EvaluateConfig}
     doctor = dataclasses.make_dataclass("Doctor", [])
-    return {**flags, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
+    return {**flags, "quality": QualityConfig, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
 
 
 def _usage(prog: str, verbs: Mapping[str, object]) -> str:

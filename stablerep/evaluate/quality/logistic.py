@@ -1,0 +1,83 @@
+"""Logistic regression of frozen features, as scikit-learn fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from stablerep.evaluate.features import standardiser
+
+C = 0.1  # the weight of the data beside the squares of the weights, as in scikit-learn
+MOST_ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class Logistic:
+    weight: Tensor  # [D, C]
+    bias: Tensor  # [C]
+    shift: Tensor  # [D]
+    scale: Tensor  # [D]
+
+    def scores(self, x: Tensor) -> Tensor:  # [N, D] -> [N, C]
+        return torch.cat([((rows - self.shift) * self.scale) @ self.weight + self.bias for rows in x.split(8192)])
+
+
+def fit(x: Tensor, y: Tensor, classes: int, c: float = C) -> Logistic:  # [N, D] float, [N] int64
+    """The sum of the cross-entropies times c plus half the squares of the weights, at its minimum, by L-BFGS.
+
+    Features are standardised. With more than two classes it is sklearn.linear_model.LogisticRegression(C=c); with two,
+    whose weights are one another's negative here, it is that with C=2c.
+    """
+    shift, scale = standardiser(x)
+    x = (x - shift) * scale
+    weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
+    bias = torch.zeros(classes, device=x.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=MOST_ITERATIONS,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = functional.cross_entropy(torch.addmm(bias, x, weight), y) + weight.square().sum() / (2 * c * len(x))
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimiser.step(loss)
+    return Logistic(weight.detach(), bias.detach(), shift, scale)
+
+
+def held_out_scores(
+    x: Tensor, y: Tensor, classes: int, folds: NDArray[np.int64], c: float = C
+) -> Tensor:  # [N, D], [N], [N] 0..F-1 -> [N, C]
+    """The scores of each row by the classifier that was fitted without the rows of its fold."""
+    found = torch.zeros(len(x), classes, device=x.device)
+    for held in _masks(folds):
+        mask = torch.from_numpy(held).to(x.device)
+        found[mask] = fit(x[~mask], y[~mask], classes, c).scores(x[mask])
+    return found
+
+
+def draw_folds(groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:  # [N] -> [N] 0..count-1
+    """Folds of about equal size in which pictures of a group lie together."""
+    _, of = np.unique(groups, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(int(of.max()) + 1)
+    sizes = np.bincount(of)[order]
+    fold = np.empty(len(order), np.int64)
+    fold[order] = np.minimum((np.cumsum(sizes) - sizes / 2) * count // len(of), count - 1).astype(np.int64)
+    return fold[of]
+
+
+def _masks(folds: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
+    for fold in np.unique(folds):
+        yield folds == fold
