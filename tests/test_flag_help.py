@@ -12,12 +12,13 @@ from stablerep import cli
 from stablerep.config import docstrings, flag_of, flat_fields
 from stablerep.engines.config import COMMANDS as ENGINE
 from stablerep.evaluate.config import EvaluateConfig
+from stablerep.evaluate.quality.config import QualityConfig
 from stablerep.flag_help import help_text
 from stablerep.generate.config import GenerateConfig
 from stablerep.prompts.config import PromptsConfig
 from stablerep.train.config import TrainConfig
 
-CONFIGS = [GenerateConfig, PromptsConfig, TrainConfig, EvaluateConfig, *ENGINE.values()]
+CONFIGS = [GenerateConfig, PromptsConfig, TrainConfig, EvaluateConfig, QualityConfig, *ENGINE.values()]
 
 
 def shown(capsys: pytest.CaptureFixture[str], command, *argv: str) -> str:

@@ -15,6 +15,7 @@ from stablerep.evaluate.quality import logistic
 from stablerep.models.text_tower import FOLDER, load_text_tower
 
 HELD_OUT = 5  # every fifth real photo of a class says how far the classifier can be trusted
+MOST = 10_000  # real photos that the classifier is fitted to, as even over the classes as they allow
 TEXTS = 256  # encoded together
 
 
@@ -46,7 +47,10 @@ def class_agreement(
     answerable = torch.isin(asked, found)
     if len(found) < 2 or not answerable.any():
         return None
-    held = torch.from_numpy(rank_in_class(labels.cpu().numpy(), seed) % HELD_OUT == HELD_OUT - 1).to(real.device)
+    rank = rank_in_class(labels.cpu().numpy(), seed)
+    drawn = torch.from_numpy(np.sort(np.argsort(rank, kind="stable")[:MOST])).to(real.device)
+    held = torch.from_numpy(rank % HELD_OUT == HELD_OUT - 1).to(real.device)[drawn]
+    real, labels = real[drawn], labels[drawn]
     classifier = logistic.fit(real[~held], labels[~held], int(found.max()) + 1)
     named = classifier.scores(synthetic).argmax(1)
     scores = torch.where(answerable, (named == asked).float(), torch.nan)

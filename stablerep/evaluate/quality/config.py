@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from stablerep.config import FirstLook, UserError, check_at_least
+from stablerep.config import FirstLook, UserError, check_at_least, check_choice
 from stablerep.data.bit_range import parse_bit_range
 from stablerep.evaluate.config import UNTRAINED
 
 INCEPTION = "inception:"  # --features value: torch-fidelity's network, with the file of its weights
+SPLITS = ("train", "test")
 FEATURES = (
     "give a training run, a timm name (vit_small_patch14_dinov2.lvd142m), inception:WEIGHTS, or pixels (small pictures)"
 )
@@ -52,8 +52,8 @@ class QualityConfig:
     max_synthetic: int | None = None
     """Use at most this many synthetic pictures, as even over the prompts as they allow, drawn by the seed."""
 
-    real_split: Literal["train", "test"] = "train"
-    """Which real photos the synthetic ones are compared with. `test` uses the test photos for all but the search for
+    real_split: str = "train"
+    """`train` or `test`: which real photos the synthetic ones are compared with. `test` uses the test photos for all but the search for
     memorised pictures, which is among the training photos always."""
 
     neighbours: int = 5
@@ -99,6 +99,7 @@ class QualityConfig:
         for flag, value in (("--synthetic", self.synthetic), ("--real", self.real)):
             if not value:
                 raise UserError(f"{flag} is empty; give pictures to compare")
+        check_choice("--real-split", self.real_split, SPLITS)
         check_at_least(
             self, image_size=1, max_real=2, max_synthetic=2, neighbours=1, kid_subsets=1, kid_subset_size=2,
             thumbnails=0, batch_size=1, seed=0,

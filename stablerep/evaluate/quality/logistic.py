@@ -14,7 +14,7 @@ from torch.nn import functional
 from stablerep.evaluate.features import standardiser
 
 C = 0.1  # the weight of the data beside the squares of the weights, as in scikit-learn
-MOST_ITERATIONS = 200
+MOST_ITERATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def fit(x: Tensor, y: Tensor, classes: int, c: float = C) -> Logistic:  # [N, D]
     optimiser = torch.optim.LBFGS(
         [weight, bias],
         max_iter=MOST_ITERATIONS,
-        tolerance_grad=1e-5,
+        tolerance_grad=1e-4,
         tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
     )

@@ -22,7 +22,6 @@ from stablerep.data.labelled import (
     LabelledFiles,
     LabelledSet,
     Photos,
-    Split,
     open_labelled,
     rank_in_class,
 )
@@ -106,7 +105,7 @@ def open_synthetic(data: str, real_classes: Sequence[str]) -> PictureSet:
     return PictureSet(data, photos, every, classes, tuple(real_classes), prompts, texts, dict(index.not_read))
 
 
-def open_real(data: str, split: Split, seed: int, bit_range: str = "auto") -> PictureSet:
+def open_real(data: str, split: str, seed: int, bit_range: str = "auto") -> PictureSet:
     """The training (or test) photos of a set; all photos, where there is neither a split nor a class to draw one by.
 
     A split that has to be drawn is that of stablerep-eval with the same seed.
@@ -116,7 +115,7 @@ def open_real(data: str, split: Split, seed: int, bit_range: str = "auto") -> Pi
     """
     try:
         if data in NAMED_SETS:
-            photos: Photos = NAMED_SETS[data](split)
+            photos: Photos = NAMED_SETS[data]("train" if split == "train" else "test")
             names = photos.class_names
             return PictureSet(f"{data}/{split}", photos, np.arange(len(photos)), photos.labels, names)
         return _open_files(data, split, seed, bit_range)
@@ -137,7 +136,7 @@ def images_of(pictures: PictureSet, rows: Sequence[int]) -> list[Image.Image]:
     return found
 
 
-def _open_files(data: str, split: Split, seed: int, bit_range: str) -> PictureSet:
+def _open_files(data: str, split: str, seed: int, bit_range: str) -> PictureSet:
     path = place(data)
     if isinstance(path, Path) and path.is_dir() and (path / "train").is_dir() and not any(path.glob("*.tar")):
         return _of_split_folder(path, data, split, seed, bit_range)
@@ -151,7 +150,7 @@ def _open_files(data: str, split: Split, seed: int, bit_range: str) -> PictureSe
     return _of_rows(data, index, np.arange(len(index)) if split == "train" else np.zeros(0, int), split, bit_range)
 
 
-def _of_split_folder(path: Path, data: str, split: Split, seed: int, bit_range: str) -> PictureSet:
+def _of_split_folder(path: Path, data: str, split: str, seed: int, bit_range: str) -> PictureSet:
     train, test = path / "train", next((path / name for name in TEST_NAMES if (path / name).is_dir()), None)
     names = [entry.name for entry in train.iterdir() if entry.is_dir() and not is_system_name(entry.name)]
     if test and (len(names) > 1 or names == [GOOD]):
@@ -163,7 +162,7 @@ def _of_split_folder(path: Path, data: str, split: Split, seed: int, bit_range: 
     return _of_rows(data, index, np.arange(len(index)), split, bit_range)
 
 
-def _of_labelled(data: str, split: Split, seed: int, bit_range: str) -> PictureSet:
+def _of_labelled(data: str, split: str, seed: int, bit_range: str) -> PictureSet:
     labelled = open_labelled(data, seed)
     photos = labelled.train if split == "train" else labelled.test
     assert isinstance(photos, LabelledFiles)
@@ -171,7 +170,7 @@ def _of_labelled(data: str, split: Split, seed: int, bit_range: str) -> PictureS
     return PictureSet(data, photos, photos.rows, photos.labels, photos.class_names, not_read=dict(labelled.not_read))
 
 
-def _of_rows(data: str, index: ImageIndex, rows: NDArray[np.int64], split: Split, bit_range: str) -> PictureSet:
+def _of_rows(data: str, index: ImageIndex, rows: NDArray[np.int64], split: str, bit_range: str) -> PictureSet:
     if not len(rows):
         raise UserError(f"--real {data} has no {split} photos; give a split column, train/ and test/, or other photos")
     found = index.classes[rows].tolist() if index.classes is not None else [""] * len(rows)
