@@ -29,6 +29,11 @@ class DomainGap:
         told = [_drawn(self.real[real]) < 0, _drawn(self.synthetic[synthetic]) > 0]
         return None if not all(map(len, told)) else sum(each.double().mean().item() for each in told) / 2
 
+    def told_synthetic(self, synthetic: Tensor) -> float | None:
+        """The share of these synthetic pictures that are taken for what they are; None: none of them was drawn."""
+        told = _drawn(self.synthetic[synthetic]) > 0
+        return told.double().mean().item() if len(told) else None
+
     def ci95(self) -> float:
         """Half the width of Wilson's 95 % interval of the accuracy."""
         n, p = len(_drawn(self.real)) + len(_drawn(self.synthetic)), self.accuracy()

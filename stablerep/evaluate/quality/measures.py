@@ -74,7 +74,7 @@ def of_classes(real: SetFeatures, synthetic: SetFeatures, found: Found, config: 
             numbers = _of_rows(a, b, None if prompts is None else prompts[of_synthetic], config)
             inner = manifold(a, b, config.neighbours) if min(len(a), len(b)) > config.neighbours else None
             rows.append(
-                {"class": names[number], **numbers, **_of_manifold(inner), **_of_pictures(found, of_synthetic, of_real)}
+                {"class": names[number], **numbers, **_of_manifold(inner), **_of_class(found, of_synthetic, of_real)}
             )
             bar.update(done + 1)
     return rows
@@ -102,7 +102,9 @@ def of_prompts(synthetic: SetFeatures, centre: Tensor, found: Found) -> list[Num
                 "precision": found.manifold.precision(chosen),
                 "density": found.manifold.density(chosen),
                 "diversity_within_prompt": within / diversity.between if diversity and len(chosen) > 1 else None,
-                **_of_pictures(found, chosen, None),
+                "prompt_agreement": found.agreement.mean(chosen) if found.agreement else None,
+                "memorised": int(found.memorisation.memorised[chosen].sum()),
+                "told_synthetic": found.gap.told_synthetic(chosen),
             }
         )
     return rows
@@ -132,11 +134,11 @@ def _of_manifold(found: Manifold | None) -> Numbers:
     return {name: getattr(found, name)() if found else None for name in MANIFOLD}
 
 
-def _of_pictures(found: Found, synthetic: Tensor, real: Tensor | None) -> Numbers:
+def _of_class(found: Found, synthetic: Tensor, real: Tensor) -> Numbers:
     return {
         "prompt_agreement": found.agreement.mean(synthetic) if found.agreement else None,
         "memorised": int(found.memorisation.memorised[synthetic].sum()),
-        "domain_gap": found.gap.accuracy(slice(None) if real is None else real, synthetic),
+        "domain_gap": found.gap.accuracy(real, synthetic),
     }
 
 
