@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from stablerep.evaluate.quality.config import INCEPTION, QualityConfig
 from stablerep.evaluate.quality.sets import PictureSet
 from stablerep.models import InputTransform, load_encoder
 
-PART = 4096  # pictures whose features are written together
+PART, PART_SECONDS = 4096, 30.0  # pictures whose features are written together; the time after which fewer are
 PIXELS_SIZE, OTHER_SIZE = 32, 224
 FOLDER = "features"
 
@@ -133,24 +134,28 @@ def features_of_set(
     done = parts[-1][2] if parts else 0
     network = encoder.network.to(device).eval()
     title = f"features of {len(pictures):,} {name} pictures"
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    found: list[NDArray[np.float32]] = []
+    rows_of_part: list[int] = []
+    written = time.monotonic()
     with runlog.progress(title, len(pictures), "images", start=done, show=done < len(pictures)) as bar:
         for rows, seen, inputs in _inputs(pictures, done, encoder.transform, device, batch_size):
-            if strict and len(rows) < seen - done:
-                lost = min(set(range(done, seen)) - set(rows))
-                raise UserError(f"--strict: {pictures.where(lost)} cannot be decoded; mend or remove it")
-            with torch.inference_mode(), bf16:
-                found = [network(batch).float().cpu() for batch in inputs.split(batch_size)]
-            part = torch.cat(found).numpy() if found else np.zeros((0, 0), np.float32)
-            parts.append((part, np.array(rows, np.int64), seen))
-            _write_part(folder, len(parts) - 1, *parts[-1])
+            if strict and (lost := set(range(done, seen)) - set(rows)):
+                raise UserError(f"--strict: {pictures.where(min(lost))} cannot be decoded; mend or remove it")
+            with torch.inference_mode():  # float32: nearest neighbours are told apart by what bfloat16 rounds away
+                found += [network(batch).float().cpu().numpy() for batch in inputs.split(batch_size) if len(batch)]
+            rows_of_part += rows
             done = seen
             bar.update(done)
+            if len(rows_of_part) >= PART or time.monotonic() - written > PART_SECONDS or done == len(pictures):
+                x = np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+                parts.append((x, np.array(rows_of_part, np.int64), done))
+                _write_part(folder, len(parts) - 1, *parts[-1])
+                found, rows_of_part, written = [], [], time.monotonic()
     kept = np.concatenate([rows for _, rows, _ in parts]) if parts else np.zeros(0, np.int64)
     if not len(kept):
         raise UserError(f"none of the {len(pictures)} {name} pictures of {pictures.name} can be decoded")
-    x = torch.from_numpy(np.concatenate([part for part, rows, _ in parts if len(rows)])).to(device)
-    finite = torch.cat([rows.isfinite().all(1) for rows in x.split(PART)])
+    features = torch.from_numpy(np.concatenate([part for part, rows, _ in parts if len(rows)])).to(device)
+    finite = torch.cat([rows.isfinite().all(1) for rows in features.split(PART)])
     if not finite.all():
         first = pictures.where(int(kept[int((~finite).nonzero()[0])]))
         raise UserError(
@@ -158,13 +163,13 @@ def features_of_set(
             f"{first} first; the encoder's training has diverged, or its weights are damaged"
         )
     damaged = [pictures.where(int(row)) for row in np.setdiff1d(np.arange(len(pictures)), kept)]
-    return SetFeatures(pictures.take(kept), x, damaged)
+    return SetFeatures(pictures.take(kept), features, damaged)
 
 
 def _inputs(
     pictures: PictureSet, start: int, transform: InputTransform, device: torch.device, batch_size: int
 ) -> Iterator[tuple[list[int], int, Tensor]]:  # rows that could be decoded, how far we are, [B, 3, S, S]
-    """What the encoder takes of about PART pictures from start on, large ones read few at a time."""
+    """What the encoder takes of a batch or more, from start on; large pictures are read few at a time."""
     if start == len(pictures):
         return
     rows: list[int] = []
@@ -174,10 +179,9 @@ def _inputs(
         rows += [row for row, picture in enumerate(batch, seen) if picture is not None]
         seen += len(batch)
         with torch.inference_mode():
-            waiting.append(inputs_of(batch, transform, device).to("cpu"))
-        most = max(1, PART * 64**2 // transform.image_size**2)  # 200 MB of inputs at most
-        if len(rows) >= most or seen == len(pictures):
-            yield rows, seen, torch.cat(waiting).to(device)
+            waiting.append(inputs_of(batch, transform, device))
+        if len(rows) >= batch_size or seen == len(pictures):
+            yield rows, seen, torch.cat(waiting)
             rows, waiting = [], []
 
 

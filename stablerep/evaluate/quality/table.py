@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from stablerep.data.picture_files import counted
@@ -19,8 +20,8 @@ def table(results: dict[str, Any]) -> Table:
     """A row a number; beside it what as many fresh photos reach among the others."""
     pictures = f"{results['synthetic_images']:,} pictures of {results['synthetic']}"
     photos = f"{results['real_images']:,} photos of {results['real']}"
-    shown = Table(title=f"{pictures}\nbeside {photos}, in the features of {results['features']}", show_lines=True)
-    shown.add_column("measure", min_width=12)
+    shown = Table(title=f"{pictures}\nbeside {photos}, by {results['features']}", box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("", no_wrap=True)
     shown.add_column("pictures", justify="right", no_wrap=True)
     shown.add_column("photos", justify="right", no_wrap=True)
     shown.add_column("what it means")
@@ -30,61 +31,43 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    k = results["config"]["neighbours"]
+    k, photos = results["config"]["neighbours"], results["photos"]
     meanings: dict[str, tuple[str, Callable[[float | None], str], str]] = {
-        "frechet_distance": ("Fréchet distance", _number, "How far pictures and photos are apart. Small is good."),
-        "kid": ("KID", _number, "The same question, fair to small sets: 0 is no difference. Small is good."),
-        "precision": ("precision", _share, "So many of the pictures look like photos. High is good."),
-        "recall": ("recall", _share, "So many of the photos look like pictures of this set. High is good."),
-        "density": ("density", _number, "How deep among photos pictures lie. Far above the photos': only usual ones."),
-        "coverage": (
-            "coverage",
-            _share,
-            f"So many photos have a picture among their {k} nearest. Low: kinds are missing.",
-        ),
-        "vendi_score": (
-            "Vendi score",
-            _number,
-            "As varied as so many wholly different pictures. As high as photos is good.",
-        ),
+        "frechet_distance": ("Fréchet distance", _number, "how far apart: small is good"),
+        "kid": ("KID", _number, "how far apart, fair to few pictures: 0 is best"),
+        "precision": ("precision", _share, "pictures that look like photos: high is good"),
+        "recall": ("recall", _share, "photos that look like pictures: high is good"),
+        "density": ("density", _number, "how deep among photos; far above theirs: only usual ones"),
+        "coverage": ("coverage", _share, f"photos with a picture among their {k} nearest; low: kinds are missing"),
+        "vendi_score": ("Vendi score", _number, "as varied as so many unlike ones: near the photos' is good"),
     }
     for name, (title, text, meaning) in meanings.items():
-        yield title, text(results[name]), text(results["photos"][name]), meaning
+        yield title, text(results[name]), text(photos[name]), meaning
     if (ratio := results["diversity_within_prompt"]) is not None:
-        meaning = "How far pictures of one prompt are apart: 0 copies, 1 as far as those of different prompts."
-        yield "diversity within a prompt", _number(ratio), "", meaning
+        yield "prompt diversity", _number(ratio), "", "within a prompt; 0: copies, 1: as unlike as of different prompts"
     if (agreement := results["prompt_agreement"]) is not None:
-        title = "agreement with the prompt"
         if results["prompt_agreement_kind"] == "text":
-            yield (
-                title,
-                _number(agreement),
-                "",
-                "Mean cosine of picture and prompt by the encoder's text tower. High is good.",
-            )
+            yield "prompt agreement", _number(agreement), "", "cosine of picture and prompt: high is good"
         else:
-            meaning = "So many are taken for the class asked for, by a classifier of photos. High is good."
-            yield title, _share(agreement), _share(results["class_agreement_real"]), meaning
+            meaning = "taken for the class asked for by a classifier of photos: high is good"
+            yield "prompt agreement", _share(agreement), _share(results["class_agreement_real"]), meaning
     memorised, gap = results["memorised"], results["domain_gap"]
     chance = memorised["expected_share"] * results["synthetic_images"]
-    one_in = f"one in {1 / memorised['expected_share']:,.0f}"
-    meaning = (
-        f"Pictures nearer to a training photo than all but {one_in} of these are to each other (similarity above "
-        f"{memorised['threshold']:.3f}). More than by chance (under photos) is a bad sign: look at the pairs."
-    )
+    meaning = "too near to a training photo; more than fresh photos would be: look at the pairs"
     yield "memorised", f"{memorised['count']:,}", _number(chance), meaning
     accuracy = f"{100 * gap['accuracy']:.1f} ± {100 * gap['ci95']:.1f} %"
-    yield (
-        "domain gap",
-        accuracy,
-        "50 %",
-        "So often a classifier tells a picture from a photo. Low is good, 100 %: always.",
-    )
+    yield "domain gap", accuracy, "50.0 %", "told from photos by a classifier; 100 %: always, low is good"
 
 
 def notes(results: dict[str, Any]) -> list[str]:
     """What a reader of the numbers must know, a line each."""
-    return [*_cautions(results), *_of_classes(results), *_of_files(results)]
+    photos = results["photos"]["images"]
+    return [
+        f"photos: what {photos:,} of them, drawn, reach among the others",
+        *_cautions(results),
+        *_of_classes(results),
+        *_of_files(results),
+    ]
 
 
 def _cautions(results: dict[str, Any]) -> Iterator[str]:
@@ -99,8 +82,11 @@ def _cautions(results: dict[str, Any]) -> Iterator[str]:
             f"{few:,} pictures are few for {width:,} features: the Fréchet distance is too high; go by KID, compare "
             "only sets of as many pictures"
         )
-    photos = results["memorised"]["training_photos"]
-    if photos * results["memorised"]["expected_share"] < 1:
+    memorised = results["memorised"]
+    photos = memorised["training_photos"]
+    one_in = f"one in {1 / memorised['expected_share']:,.0f} of {photos:,} training photos"
+    yield f"memorised: a similarity above {memorised['threshold']:.3f}, which {one_in} has with another"
+    if photos * memorised["expected_share"] < 1:
         yield f"{photos:,} training photos set the threshold of memorised by their nearest pair"
     if results["config"]["max_real"] is not None:
         yield f"memorised pictures were searched among {photos:,} drawn training photos, not all (--max-real)"
