@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.stablerep-installed-$(shell find stablerep -name '*.py' | 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup photos demo test lint bench sanitize gpu-pack gpu-check
+.PHONY: help setup photos demo test lint bench sanitize test-triton gpu-pack gpu-check
 # As the commands have it (cli.py), so that a loaded machine shares its cores.
 demo test: export GOMP_SPINCOUNT ?= 1000
 
@@ -65,6 +65,17 @@ sanitize: setup ## run the native ops' tests under AddressSanitizer and Undefine
 	  venv/bin/python -m pytest -q -p no:cacheprovider -c ../../pyproject.toml --import-mode=append \
 	  -o pythonpath=build/sanitize/package \
 	  $(NATIVE_OPS:%=../../tests/ops/test_%.py) ../../tests/engines/test_native.py
+
+# Beside the one of constraints.txt; 3.6 comes with torch 2.11. Its interpreter reads scalars as NumPy 2.4 no longer does.
+TRITON ?= 3.6.0
+TRITON_SITE = build/triton-$(TRITON)
+test-triton: setup $(TRITON_SITE) ## the losses' kernels in another Triton, interpreted and compiled for sm_90 (TRITON=3.6.0)
+	PYTHONPATH=$(TRITON_SITE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -k "triton or shares or collapsed or bad_rows" \
+	  tests/ops/test_multi_positive_loss.py tests/ops/test_image_text_loss.py
+	PYTHONPATH=$(TRITON_SITE) $(PY) -m benchmarks.resources --triton --architecture 90
+
+build/triton-%:
+	$(PY) -m pip install -q --no-deps --target $@ triton==$* 'numpy<2.4'
 
 GPU_PYTHON ?= python3.12
 gpu-pack: setup ## what a GPU machine without network lacks, in build/gpu-pack (GPU_PYTHON=python3.12)
