@@ -83,6 +83,7 @@ gpu-pack: setup ## what a GPU machine without network lacks, in build/gpu-pack (
 
 # With PACK, PYTHON is the machine's own Python, with its torch: no virtual environment, no network, nothing compiled.
 GPU_SITE := build/gpu-site
+$(if $(PACK),$(if $(wildcard $(PACK)/*.whl),,$(error PACK=$(PACK) has no wheels; make gpu-pack makes some)))
 gpu-check: export PYTHONPATH := $(if $(PACK),$(GPU_SITE):.,$(PYTHONPATH))
 gpu-check: export LD_LIBRARY_PATH := $(if $(PACK),$(GPU_SITE)/nvidia/cu13/lib:)$(LD_LIBRARY_PATH)
 gpu-check: $(if $(PACK),$(GPU_SITE),setup) ## check and measure what needs a CUDA GPU (PART=1 to 4, MINUTES=4, LIST=1, OUT=dir, PACK=build/gpu-pack)
@@ -90,7 +91,6 @@ gpu-check: $(if $(PACK),$(GPU_SITE),setup) ## check and measure what needs a CUD
 	  $(if $(MINUTES),--minutes $(MINUTES))
 
 $(GPU_SITE): $(if $(PACK),$(wildcard $(PACK)/*))
-	@[ -n "$^" ] || { echo "there is nothing in PACK=$(PACK); make gpu-pack makes one"; exit 1; }
 	rm -rf $@
 	$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --target $@ $(filter %.whl,$^)
 	cp $(filter %.so,$^) stablerep/

@@ -68,7 +68,7 @@ def _output(command: list[str], what: str) -> str:
         raise SystemExit(f"gpu-pack: {what}: {error}") from None
     except subprocess.CalledProcessError as error:
         said = [line for line in error.stderr.splitlines() if line.strip()] or ["it says nothing"]
-        wrong = next((line for line in reversed(said) if "error" in line.lower()), said[-1])
+        wrong = next((line for line in reversed(said) if "error" in line.lower()), said[0])
         raise SystemExit(f"gpu-pack: {what} cannot be had: {wrong.strip()[:300]}") from None
 
 
