@@ -12,7 +12,7 @@ SHELL := /bin/bash
 demo test: export GOMP_SPINCOUNT ?= 1000
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## make the virtual environment and install the package with its tests' needs
 
