@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stablerep.config import UserError, check_at_least
 from stablerep.data.bit_range import parse_bit_range
+
+BatchNorm = Literal["yes", "no", "choose"]
 
 PIXELS, UNTRAINED = "pixels", "untrained:"  # --checkpoint values that are no file
 
@@ -45,6 +48,10 @@ class EvaluateConfig:
 
     epochs: int = 90
     """Passes of the linear probe over the training photos."""
+
+    batch_norm: BatchNorm = "yes"
+    """Whether the linear probe sees features brought to mean 0 and deviation 1, as by a BatchNorm without weights;
+    `choose` tries both on the folds."""
 
     batch_size: int = 256
     """Photos a step of the frozen encoder; changes the time, not the result."""

@@ -126,16 +126,6 @@ def _damaged(pictures: list[Tensor | None], photos: Photos, start: int, strict: 
     return damaged
 
 
-def standardiser(x: Tensor) -> tuple[Tensor, Tensor]:  # [N, D] -> [D] shift, [D] scale
-    """(x - shift) * scale has mean 0 and deviation 1 in each column; a constant column becomes 0.
-
-    The same as a BatchNorm without weights that has seen all of x.
-    """
-    shift, deviation = x.mean(0), x.std(0, unbiased=False)
-    constant = deviation <= 1e-6 * x.abs().amax(0)  # rounding leaves a little deviation in a constant column
-    return shift, torch.where(constant, 0.0, 1.0 / deviation)
-
-
 class Pixels(nn.Module):
     """The values of a picture as its features."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stablerep.data.labelled import rank_in_class
-from stablerep.evaluate.features import standardiser
+from stablerep.evaluate.standard import standardiser
 
 PER_CLASS = 10
 DRAWS = 10
