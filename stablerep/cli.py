@@ -154,16 +154,31 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     def run(argv: Sequence[str]) -> None:
         from stablerep.evaluate.config import EvaluateConfig
 
+        if "--compare" in argv:
+            return _compare(argv)
         config = _parse(EvaluateConfig, argv, "stablerep-eval")
         from rich.console import Console
 
-        from stablerep.evaluate.run import evaluate, notes, table
+        from stablerep.evaluate.run import evaluate, notes
+        from stablerep.evaluate.summary import table, worst_classes
 
-        results = evaluate(config)
-        Console().print(table(results))
-        print("\n".join(notes(results)))
+        if results := evaluate(config):  # under torchrun the first rank has them
+            Console().print(table(results))
+            print("\n".join([*worst_classes(results), *notes(results)]))
 
     run_command("stablerep-eval", run, argv)
+
+
+def _compare(argv: Sequence[str]) -> None:
+    at = list(argv).index("--compare")
+    folders, others = argv[at + 1 : at + 3], [*argv[:at], *argv[at + 3 :]]
+    if len(folders) < 2 or others:
+        raise UserError(
+            "--compare takes the --out folders of two evaluations, and no other flags: --compare RUN_A RUN_B"
+        )
+    from stablerep.evaluate.compare import lines
+
+    print("\n".join(lines(*(Path(folder).expanduser() for folder in folders))))
 
 
 def export(argv: Sequence[str] | None = None) -> None:

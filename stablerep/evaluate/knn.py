@@ -42,9 +42,10 @@ def knn_votes(
     classes: int,
     neighbours: Sequence[int],
     block_elements: int = BLOCK_ELEMENTS,
+    hidden: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:  # rows of test_x, [len(neighbours), B, classes]
     """The votes for each class, some test photos at a time."""
-    for rows, similarity, nearest in nearest_of(train_x, test_x, max(neighbours), block_elements):
+    for rows, similarity, nearest in nearest_of(train_x, test_x, max(neighbours), block_elements, hidden):
         weights = (similarity / TEMPERATURE).exp()
         votes = weights.new_zeros(len(neighbours), len(weights), classes)
         for each, k in zip(votes, neighbours, strict=True):
@@ -54,7 +55,11 @@ def knn_votes(
 
 @torch.no_grad()
 def nearest_of(
-    train_x: Tensor, test_x: Tensor, most: int, block_elements: int = BLOCK_ELEMENTS
+    train_x: Tensor,
+    test_x: Tensor,
+    most: int,
+    block_elements: int = BLOCK_ELEMENTS,
+    hidden: Tensor | None = None,  # [N] bool, training photos that are no one's neighbour: their cosine is -inf
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:  # rows of test_x, cosine [B, most], rows of train_x [B, most]
     """The most similar training photos by cosine, most alike first. Reads both in blocks: they may lie in files."""
     most = min(most, len(train_x))
@@ -66,7 +71,10 @@ def nearest_of(
         rows = torch.zeros(0, dtype=torch.int64, device=train_x.device)
         for first in range(0, len(train_x), TRAIN_BLOCK):
             some = whole if whole is not None else _unit(train_x[first : first + TRAIN_BLOCK])
-            similarity, found = (asked @ some.T).topk(min(most, len(some)))
+            similarity = asked @ some.T
+            if hidden is not None:
+                similarity.masked_fill_(hidden[first : first + TRAIN_BLOCK], -torch.inf)
+            similarity, found = similarity.topk(min(most, len(some)))
             if best is None:
                 best, rows = similarity, found
             else:

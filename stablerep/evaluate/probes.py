@@ -151,8 +151,9 @@ def _knn(
 ) -> tuple[dict[str, Any], Answer]:
     tried = Answers(len(train_y), len(NEIGHBOURS), train_x.device)
     for fold in folds:
-        kept, held = fold.kept, fold.held[:KNN_ASKED]
-        for rows, votes in knn_votes(train_x[kept], train_y[kept], train_x[held], classes, NEIGHBOURS):
+        hidden = torch.zeros_like(train_y, dtype=torch.bool).index_fill_(0, fold.held, True)
+        held = fold.held[:KNN_ASKED]
+        for rows, votes in knn_votes(train_x, train_y, train_x[held], classes, NEIGHBOURS, hidden=hidden):
             asked = held[rows]
             tried.add(asked, (votes.argmax(-1) == train_y[asked]).T)
     k = NEIGHBOURS[tried.best()]
@@ -171,7 +172,10 @@ def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Ten
             f"{list(test_y.shape)} for {list(test_x.shape)} test features"
         )
     if not all(block.isfinite().all() for x in (train_x, test_x) for block in x.split(FINITE_BLOCK)):
-        raise UserError("the features hold values that are not finite; the encoder's training has diverged")
+        raise UserError(
+            "the features hold values that are not finite (of a large set: beyond float16); the encoder's training has "
+            "diverged"
+        )
     if len(test_x) == 0:
         raise UserError("there are no test photos")
     sizes = train_y.unique(return_counts=True)[1]

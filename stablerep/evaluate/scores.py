@@ -94,9 +94,15 @@ def _taken_for(row: NDArray[np.int64], own: int, class_names: Sequence[str]) -> 
     return class_names[int(others.argmax())] if others.any() else None
 
 
-def to_arrays(answers: dict[str, Answer], labels: Tensor) -> dict[str, NDArray[Any]]:
-    """What predictions.npz holds: the labels, and of each probe the classes named and the confidence."""
-    arrays: dict[str, NDArray[Any]] = {"label": labels.cpu().numpy().astype(np.int32)}
+def to_arrays(
+    answers: dict[str, Answer], labels: Tensor, photos: int, left_out: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """What predictions.npz holds: row and label of each photo, and of each probe the classes named and the confidence.
+
+    left_out: rows of those of `photos` test photos that could not be decoded.
+    """
+    rows = np.setdiff1d(np.arange(photos), left_out)
+    arrays: dict[str, NDArray[Any]] = {"row": rows.astype(np.int32), "label": labels.cpu().numpy().astype(np.int32)}
     for probe, answer in answers.items():
         arrays[probe] = answer.named.cpu().numpy().astype(np.int32)
         arrays[f"{probe}_confidence"] = answer.confidence.float().cpu().numpy()

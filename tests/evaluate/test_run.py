@@ -22,7 +22,8 @@ from stablerep.data.labelled import fashion_mnist
 from stablerep.evaluate import run as evaluation
 from stablerep.evaluate.config import EvaluateConfig
 from stablerep.evaluate.features import features_of, inputs_of
-from stablerep.evaluate.run import evaluate, notes, table
+from stablerep.evaluate.run import evaluate, notes
+from stablerep.evaluate.summary import table
 from stablerep.models import InputTransform, create_encoder, load_encoder, save_exported
 
 CPU = torch.device("cpu")
