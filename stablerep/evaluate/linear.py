@@ -101,8 +101,7 @@ def fit_runs(
             return _descend(rows, y, classes, some, learning_rates, epochs, steps, batch, ended)
 
         weights = train(runs) if rows.device.type == "cuda" else torch.cat(_on_one_thread_each(train, runs))
-    grid = weights.view(len(runs), classes, len(learning_rates), -1).permute(0, 2, 3, 1)  # [G, R, D + 1, C]
-    return [LinearProbe(each[:, :-1], each[:, -1:], rows.shift, rows.scale) for each in grid]
+    return probes_of(weights, classes, rows.shift, rows.scale)
 
 
 def _on_one_thread_each(train: Callable[[Sequence[Run]], Tensor], runs: Sequence[Run]) -> list[Tensor]:
@@ -114,7 +113,6 @@ def _on_one_thread_each(train: Callable[[Sequence[Run]], Tensor], runs: Sequence
         torch.set_num_threads(threads)  # what threads that are yet to start will take
 
 
-@torch.no_grad()
 def _descend(
     rows: Standardised,
     y: Tensor,
@@ -126,18 +124,8 @@ def _descend(
     batch: int,
     ended: Callable[[int], None],  # called after each epoch
 ) -> Tensor:  # [G, C * R, D + 1]
-    """The loop. The gradient is written out: with it the rates share one product a pass.
-
-    Weights lie as [C, R, D]: thin products are 4 times faster than as [D, C * R], and the softmax over a middle axis
-    goes along the rates (AMD EPYC, one thread).
-    """
-    device = rows.device
-    count, rates = len(runs), torch.tensor(learning_rates, device=device).repeat(classes)[:, None]  # [C * R, 1]
-    weight = torch.zeros(count, len(rates), rows.width + 1, device=device)
-    momentum = torch.zeros_like(weight)
+    descent = Descent(len(runs), classes, learning_rates, rows.width, batch, rows.device)
     generators = [torch.Generator().manual_seed(run.seed) for run in runs]
-    grid = (count, classes, len(learning_rates), batch)
-    minus = torch.full((1, 1, 1, 1), -1.0, device=device).expand(count, 1, *grid[2:])
     steps = epochs * steps_per_epoch
     for step in range(steps):
         epoch, at = divmod(step, steps_per_epoch)
@@ -145,19 +133,57 @@ def _descend(
             if epoch:
                 ended(epoch)
             orders = [
-                run.rows[torch.randperm(len(run.rows), generator=generator)[: steps_per_epoch * batch].to(device)]
+                run.rows[torch.randperm(len(run.rows), generator=generator)[: steps_per_epoch * batch].to(rows.device)]
                 for run, generator in zip(runs, generators, strict=True)
             ]
             order = torch.stack(orders)
-        chosen = order[:, at * batch : (at + 1) * batch]
-        inputs = rows.take(chosen.reshape(-1)).view(count, batch, -1)
-        error = torch.bmm(weight, inputs.transpose(1, 2)).view(grid).softmax(1)
+        chosen = order[:, at * batch : (at + 1) * batch].reshape(-1)
+        inputs = rows.take(chosen).view(len(runs), batch, -1)
+        descent.step(inputs, y.index_select(0, chosen).view(len(runs), batch), step / steps)
+    ended(epochs)
+    return descent.weight
+
+
+class Descent:
+    """SGD of G x R classifiers, R rates each. The gradient is written out: the rates share one product a pass.
+
+    Weights lie as [C, R, D]: thin products are 4 times faster than as [D, C * R], and the softmax over a middle axis
+    goes along the rates (AMD EPYC, one thread).
+    """
+
+    def __init__(
+        self, count: int, classes: int, rates: Sequence[float], width: int, batch: int, device: torch.device
+    ) -> None:
+        self._rates = torch.tensor(rates, device=device).repeat(classes)[:, None]  # [C * R, 1]
+        self.weight = torch.zeros(count, len(self._rates), width + 1, device=device)
+        self._momentum = torch.zeros_like(self.weight)
+        self._grid, self._batch = (count, classes, len(rates), batch), batch
+        self._minus = torch.full((1, 1, 1, 1), -1.0, device=device).expand(count, 1, *self._grid[2:])
+
+    @torch.no_grad()
+    def step(
+        self,
+        inputs: Tensor,  # [G, B, D + 1], the last column ones
+        labels: Tensor,  # [G, B]
+        progress: float,  # 0 to 1
+        seen: Tensor | None = None,  # [G, B] float, 0 for rows that a group must not learn from
+    ) -> None:
+        count = len(inputs)
+        error = torch.bmm(self.weight, inputs.transpose(1, 2)).view(self._grid).softmax(1)
         # a sure classifier's losers are subnormal numbers: without this 10,000 x 1,024 took 47 s on a CPU, not 7
         F.threshold(error, 1e-20, 0.0, inplace=True)
-        labels = y.index_select(0, chosen.reshape(-1)).view(count, 1, 1, batch)
-        error.scatter_add_(1, labels.expand(count, 1, *grid[2:]), minus)
-        momentum.baddbmm_(error.view(count, -1, batch), inputs, beta=MOMENTUM, alpha=1 / batch)
-        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-        weight.addcmul_(momentum, rates, value=-cosine * batch / BATCH_SIZE)
-    ended(epochs)
-    return weight
+        error.scatter_add_(1, labels.view(count, 1, 1, -1).expand(count, 1, *self._grid[2:]), self._minus)
+        if seen is not None:
+            error *= (seen * (self._batch / seen.sum(1, keepdim=True).clamp(min=1)))[:, None, None]
+        self._momentum.baddbmm_(error.view(count, -1, self._batch), inputs, beta=MOMENTUM, alpha=1 / self._batch)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        self.weight.addcmul_(self._momentum, self._rates, value=-cosine * self._batch / BATCH_SIZE)
+
+    def probes(self, shift: Tensor, scale: Tensor) -> list[LinearProbe]:
+        """Of each group."""
+        return probes_of(self.weight, self._grid[1], shift, scale)
+
+
+def probes_of(weight: Tensor, classes: int, shift: Tensor, scale: Tensor) -> list[LinearProbe]:  # [G, C * R, D + 1]
+    grid = weight.view(len(weight), classes, -1, weight.shape[2]).permute(0, 2, 3, 1)  # [G, R, D + 1, C]
+    return [LinearProbe(each[:, :-1], each[:, -1:], shift, scale) for each in grid]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stablerep.data.labelled import Photos
-from stablerep.evaluate import anomaly, few_shot, logistic, retrieval, zero_shot
+from stablerep.evaluate import anomaly, augmented, few_shot, fine_tune, logistic, retrieval, zero_shot
 from stablerep.evaluate.config import EvaluateConfig, parse_few_shot
 from stablerep.evaluate.features import Features
 from stablerep.evaluate.folds import draw_folds
@@ -37,9 +37,7 @@ def measure(question: Question) -> Probed:
     config, names = question.config, question.train_photos.class_names
     asked = config.protocol_names
     features = (question.train.x, question.train.y, question.test.x, question.test.y)
-    probed = probe(
-        *features, asked, seed=config.seed, epochs=config.epochs, batch_norm=config.batch_norm, show=True
-    )  # fmt: skip
+    probed = probe(*features, asked, seed=config.seed, epochs=config.epochs, batch_norm=config.batch_norm, show=True)
     numbers, answers = dict(probed.numbers), dict(probed.answers)
     if config.few_shot:
         way, shot = parse_few_shot(config.few_shot)
@@ -59,4 +57,16 @@ def measure(question: Question) -> Probed:
         numbers |= {"zero_shot_top1": 100 * right.double().mean().item()}
     if "anomaly" in asked:
         numbers |= anomaly.score_anomalies(*features, names)
+    if "linear-augmented" in asked:
+        found, answers["linear-augmented"] = augmented.linear_augmented(
+            question.encoder, question.transform, question.train_photos, question.train, question.test,
+            epochs=config.epochs, seed=config.seed, device=question.device,
+        )  # fmt: skip
+        numbers |= found
+    if "fine-tune" in asked:
+        found, answers["fine-tune"] = fine_tune.fine_tune(
+            question.encoder, question.transform, question.train_photos, question.test_photos, question.test,
+            epochs=config.fine_tune_epochs, seed=config.seed, device=question.device, batch_size=config.batch_size,
+        )  # fmt: skip
+        numbers |= found
     return Probed(numbers, answers)

@@ -76,7 +76,7 @@ def test_refused_in_one_line_unless_allowed(photos: Path, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     found = evaluate(EvaluateConfig(**asked, allow_overlap=True))
     assert found["photos_on_both_sides"] == 1
-    assert any("are training photos too" in line for line in notes(found))
+    assert any("1 test photo is a training photo too" in line for line in notes(found))
 
 
 def test_a_drawn_split_has_none(tmp_path: Path) -> None:
