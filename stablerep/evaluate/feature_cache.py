@@ -29,6 +29,7 @@ HALF_ABOVE = 2**30  # bytes of float32; larger sets are kept as float16, whose e
 VALUES, ABOUT = "features.npy", "about.json"
 VERSION = 1  # of how features are computed
 GATHERED = 4096  # rows sent at once
+LIKELY_WIDTH = 2048  # of features that are yet to be computed, where room is made for them
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class FeatureCache:
         if not distributed.all_true(kept or distributed.rank() > 0, device):
             mine = np.array_split(np.arange(len(photos)), distributed.world_size())[distributed.rank()]
             if distributed.rank() == 0:
-                self._make_room(_bytes_of(len(photos), 4096))
+                self._make_room(_bytes_of(len(photos), LIKELY_WIDTH))
                 with atomic.new_folder(entry) as new:
                     self._compute(new, encoder, transform, photos, mine, device, options)
             else:

@@ -8,6 +8,12 @@ from typing import Any
 from rich.table import Table
 
 METRICS = {"top1": "top-1", "mean_class": "mean-class accuracy"}
+LONG_NAMES = {
+    "linear": "linear probe", "10 a class": "10 photos a class", "few-shot": "few-shot episodes",
+    "logistic": "logistic regression", "augmented": "linear probe, augmented", "fine-tuned": "fine-tuning",
+    "mAP": "retrieval, mAP", "AUROC": "anomalies, AUROC",
+}  # fmt: skip
+MOST_COLUMNS = 4
 WORST = 5  # classes shown, of those that the probe names worst
 
 
@@ -17,11 +23,24 @@ def table(*results: dict[str, Any]) -> Table:
     shown = Table(title=f"{what} on {results[0]['test_photos']:,} test photos of {results[0]['data']}, %")
     shown.add_column("features", overflow="fold")
     columns = {name: cell for name, cell in COLUMNS.items() if any(cell(row) is not None for row in results)}
+    if len(results) == 1 and len(columns) > MOST_COLUMNS:
+        return _upright(results[0], columns, what)
     for column in ("photos", *columns, "seconds"):
         shown.add_column(column, justify="right")
     for row in results:
         cells = [cell(row) or "-" for cell in columns.values()]
         shown.add_row(row["checkpoint"], f"{row['train_photos']:,}", *cells, f"{row['seconds']:.0f}")
+    return shown
+
+
+def _upright(row: dict[str, Any], columns: dict[str, Callable[[dict[str, Any]], str | None]], what: str) -> Table:
+    """A row a protocol: many do not fit beside each other."""
+    shown = Table(title=f"{row['checkpoint']} on {row['test_photos']:,} test photos of {row['data']}, %")
+    shown.add_column("protocol")
+    shown.add_column(what, justify="right")
+    for name, cell in columns.items():
+        shown.add_row(LONG_NAMES.get(name, name), cell(row) or "-")
+    shown.caption = f"{row['train_photos']:,} training photos, {row['seconds']:.0f} seconds"
     return shown
 
 
