@@ -127,5 +127,5 @@ def _joined(parts: Sequence[Photos]) -> Photos:
     if isinstance(first, LabelledSet):
         return LabelledSet(np.concatenate([part.images for part in parts]), labels, first.class_names)  # type: ignore[union-attr]
     files = [part.index.files[row] for part in parts for row in part.rows]  # type: ignore[union-attr]
-    index = index_files(files, np.array(first.class_names)[labels])  # type: ignore[arg-type]
+    index = index_files(files, np.array(first.class_names)[labels])
     return LabelledFiles(index, np.arange(len(files)), labels, first.class_names)

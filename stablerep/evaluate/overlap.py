@@ -41,10 +41,10 @@ def find_overlap(train: Photos, test: Photos) -> Overlap | None:
     if not isinstance(train, LabelledFiles) or not isinstance(test, LabelledFiles):
         return None  # a set by name, whose split is the field's own
     sizes = [photos.index.size[photos.rows] for photos in (train, test)]
-    both = np.intersect1d(*sizes)
+    both = np.intersect1d(sizes[0], sizes[1])
     asked = [np.flatnonzero(np.isin(size, both) & (size > 0)) for size in sizes]
     samples = [_digests(photos, rows, SAMPLE_BYTES) for photos, rows in zip((train, test), asked, strict=True)]
-    alike = np.intersect1d(*samples)
+    alike = np.intersect1d(samples[0], samples[1])
     asked = [rows[np.isin(found, alike)] for rows, found in zip(asked, samples, strict=True)]
     whole = [_digests(photos, rows, None) for photos, rows in zip((train, test), asked, strict=True)]
     same = np.flatnonzero(np.isin(whole[1], whole[0]))
