@@ -162,7 +162,8 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         from stablerep.evaluate.run import evaluate, notes
         from stablerep.evaluate.summary import table, worst_classes
 
-        if results := evaluate(config):  # under torchrun the first rank has them
+        results = evaluate(config)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank comes here
             Console().print(table(results))
             print("\n".join([*worst_classes(results), *notes(results)]))
 
