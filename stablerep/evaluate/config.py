@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from stablerep.config import UserError, check_at_least, check_choice
+from stablerep.config import FirstLook, UserError, check_at_least, check_choice
 from stablerep.data.bit_range import parse_bit_range
 
-BatchNorm = Literal["yes", "no", "choose"]
-
+BATCH_NORMS = ("yes", "no", "choose")
 PROTOCOLS = (
     "linear", "knn", "few-shot", "logistic", "retrieval", "zero-shot", "anomaly", "linear-augmented", "fine-tune",
 )  # fmt: skip
@@ -19,51 +17,56 @@ PIXELS, UNTRAINED = "pixels", "untrained:"  # --checkpoint values that are no fi
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure frozen features on a labelled set of real photos: linear probe, nearest neighbours, few-shot."""
+    """Measure frozen features on a labelled set of real photos: linear probe, nearest neighbours, few-shot.
 
-    checkpoint: str
-    """A training run or exported folder; a file of weights (.safetensors, .pth); a pretrained model by its timm name
-    (resnet50.a1_in1k) or hf-hub:OWNER/NAME; `untrained:ARCH`, random weights; `pixels`, the raw ones."""
+    `stablerep-eval --compare RUN_A RUN_B` says which of two measured encoders is better, and how sure that is.
+    """
+
+    checkpoint: FirstLook[str]
+    """A training run, a file of weights, a pretrained model by name, `pixels` or `untrained:ARCH`. In full: a run of
+    stablerep-train or its exported folder; weights as .safetensors or .pth; timm's name (resnet50.a1_in1k) or
+    hf-hub:OWNER/NAME; random weights; the raw values."""
 
     arch: str | None = None
     """The timm model that a file of weights is of, where the file does not say."""
 
-    data: str
-    """`fashion-mnist`; a folder with train/CLASS/ and test/CLASS/ photos, or with CLASS/ folders, of which a fifth is
-    then drawn to test; MVTec AD's layout; a table of path, label and split; shards with labels; `torchvision:NAME`
-    (cifar10, cifar100, flowers102, dtd, food101, pets, aircraft, cars, caltech101, sun397), from --data-root."""
+    data: FirstLook[str]
+    """A folder or table of labelled photos, shards, or a set by name: `fashion-mnist`, `torchvision:cifar10`. A folder
+    has train/CLASS/ and test/CLASS/, or CLASS/ folders, of which a fifth is then drawn to test, or MVTec AD's layout; a
+    table has path, label and split. Of torchvision's sets cifar10, cifar100, flowers102, dtd, food101, pets, aircraft,
+    cars, caltech101, sun397, mnist and fashion-mnist are known."""
 
-    data_root: Path = Path("data")
+    data_root: FirstLook[Path] = Path("data")
     """Where torchvision's sets lie, as torchvision keeps them."""
 
     download: bool = False
     """Fetch a set of torchvision that is not in --data-root."""
 
-    out: Path
+    out: FirstLook[Path]
     """Folder for results.json and config.yaml. Results already there for the same question are returned at once."""
 
-    image_size: int | None = None
+    image_size: FirstLook[int | None] = None
     """Side of the square that the encoder sees. Default: a trained encoder's own; else 32 for pixels and for
     fashion-mnist, 224 for the rest."""
 
-    max_train: int | None = None
+    max_train: FirstLook[int | None] = None
     """Use at most this many training photos, as even over the classes as they allow, drawn by the seed."""
 
     bit_range: str = "auto"
     """Of photos with more than 8 bits a channel, what becomes black and what white: LOW:HIGH, `full` (all values of 16
     bits), or `auto`: as the encoder was trained, else the 0.1st and 99.9th percentile of the training photos."""
 
-    protocols: str = "linear,knn,few-shot"
+    protocols: FirstLook[str] = "linear,knn,few-shot"
     """What is measured, with commas: linear, knn, few-shot, logistic, retrieval, zero-shot, anomaly, linear-augmented,
     fine-tune."""
 
-    few_shot: str | None = None
+    few_shot: FirstLook[str | None] = None
     """Also episodes of WAY classes with SHOT photos each, as 5x5."""
 
     templates: Path | None = None
     """Of zero-shot: a file with a prompt a line, {} in the place of the class. Default: seven plain ones."""
 
-    allow_overlap: bool = False
+    allow_overlap: FirstLook[bool] = False
     """Go on where test photos are training photos too."""
 
     strict: bool = False
@@ -72,23 +75,23 @@ class EvaluateConfig:
     epochs: int = 90
     """Passes of the linear probe over the training photos."""
 
-    batch_norm: BatchNorm = "yes"
+    batch_norm: str = "yes"
     """Whether the linear probe sees features brought to mean 0 and deviation 1, as by a BatchNorm without weights;
     `choose` tries both on the folds."""
 
     feature_cache: Path | None = None
     """Folder where features are kept by encoder and photos, at most 20 GB. Default: ~/.cache/stablerep/features."""
 
-    batch_size: int = 256
+    batch_size: FirstLook[int] = 256
     """Photos a step of the frozen encoder; changes the time, not the result."""
 
     fine_tune_epochs: int = 20
     """Passes over the training photos while the whole encoder is trained."""
 
-    device: str = "auto"
+    device: FirstLook[str] = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:1`."""
 
-    seed: int = 0
+    seed: FirstLook[int] = 0
     """Draws the held-out and the few-shot photos, and the weights of an untrained encoder."""
 
     def __post_init__(self) -> None:
@@ -99,6 +102,7 @@ class EvaluateConfig:
         if self.arch and (self.checkpoint == PIXELS or self.checkpoint.startswith(UNTRAINED)):
             raise UserError(f"--arch {self.arch} says what a file of weights is of; --checkpoint is {self.checkpoint}")
         check_at_least(self, image_size=1, max_train=1, epochs=1, batch_size=1, fine_tune_epochs=1)
+        check_choice("--batch-norm", self.batch_norm, BATCH_NORMS)
         for name in self.protocol_names:
             check_choice("--protocols", name, PROTOCOLS)
         if self.few_shot is not None:

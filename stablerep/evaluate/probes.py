@@ -12,7 +12,6 @@ from torch import Tensor
 
 from stablerep.config import UserError
 from stablerep.evaluate import few_shot, linear
-from stablerep.evaluate.config import BatchNorm
 from stablerep.evaluate.folds import Answers, Fold, draw_folds
 from stablerep.evaluate.knn import NEIGHBOURS, knn_top1, knn_votes
 from stablerep.evaluate.scores import Answer
@@ -42,7 +41,7 @@ def probe_features(
     *,
     seed: int,
     epochs: int = 90,
-    batch_norm: BatchNorm = "yes",
+    batch_norm: str = "yes",
     show: bool = False,
 ) -> dict[str, Any]:
     """Linear probe, nearest neighbours and few-shot of frozen features, where the features are (CPU or CUDA).
@@ -70,7 +69,7 @@ def probe(
     *,
     seed: int,
     epochs: int = 90,
-    batch_norm: BatchNorm = "yes",
+    batch_norm: str = "yes",
     show: bool = False,
 ) -> Probed:
     """The same for some of `linear`, `knn` and `few-shot`; numbers of the others are None."""
@@ -105,7 +104,7 @@ def _linear(
     folds: list[Fold],
     seed: int,
     epochs: int,
-    batch_norm: BatchNorm,
+    batch_norm: str,
     show: bool,
 ) -> tuple[dict[str, Any], Answer]:
     """The rate is chosen on the folds, and whether there is a BatchNorm where that is left to choose."""

@@ -15,14 +15,12 @@ from sklearn.preprocessing import StandardScaler
 
 from stablerep.config import UserError
 from stablerep.data.labelled import fashion_mnist
-from stablerep.evaluate.config import BatchNorm
+from stablerep.evaluate.config import BATCH_NORMS
 from stablerep.evaluate.features import Pixels, features_of
 from stablerep.evaluate.knn import knn_top1
 from stablerep.evaluate.probes import probe, probe_features
 from stablerep.models import InputTransform
 from tests.evaluate.conftest import Problem
-
-WAYS: tuple[BatchNorm, ...] = ("yes", "no", "choose")
 
 
 def test_numbers_are_those_of_good_probes_and_come_again(problem: Problem) -> None:
@@ -71,7 +69,9 @@ def test_linear_probe_is_as_good_as_scikit_learn_with_cross_validation(photos: i
 
 def test_batch_norm_is_chosen_on_the_folds(problem: Problem) -> None:
     uneven = replace(problem, train_x=problem.train_x * 1e-3, test_x=problem.test_x * 1e-3)  # no rate moves it
-    found = {way: probe(*astuple(uneven), ("linear",), seed=0, epochs=10, batch_norm=way).numbers for way in WAYS}
+    found = {
+        way: probe(*astuple(uneven), ("linear",), seed=0, epochs=10, batch_norm=way).numbers for way in BATCH_NORMS
+    }
     assert found["choose"]["linear_batch_norm"] and not found["no"]["linear_batch_norm"]
     assert found["choose"]["linear_top1"] == found["yes"]["linear_top1"] > found["no"]["linear_top1"] + 10
     assert found["choose"]["knn_top1"] is None  # was not asked for
