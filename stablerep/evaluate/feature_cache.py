@@ -21,7 +21,7 @@ from torch import distributed as dist
 from stablerep import atomic, distributed
 from stablerep.config import UserError
 from stablerep.data.labelled import Photos
-from stablerep.evaluate.features import Features, features_of
+from stablerep.evaluate.features import Features, features_of, raise_strict
 from stablerep.models import InputTransform
 
 MOST_BYTES = 20 * 10**9  # the folder as a whole; what was used longest ago goes first
@@ -71,7 +71,12 @@ class FeatureCache:
                     self._compute(new, encoder, transform, photos, mine, device, options)
             else:
                 self._compute(None, encoder, transform, photos, mine, device, options)
-        return _open(entry, photos, device, kept) if distributed.rank() == 0 else None
+        if distributed.rank() > 0:
+            return None
+        found = _open(entry, photos, device, kept)
+        if len(found.left_out) and options.get("strict"):
+            raise_strict(photos, int(found.left_out[0]))
+        return found
 
     def _make_room(self, wanted: int) -> None:
         """Drop what was used longest ago, until `wanted` bytes more are at most MOST_BYTES."""

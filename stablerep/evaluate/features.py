@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -129,9 +130,13 @@ def _middle(picture: Tensor, transform: InputTransform) -> Tensor:  # uint8 [H, 
 def _damaged(pictures: list[Tensor | None], photos: Photos, start: int, strict: bool) -> list[int]:
     damaged = [row for row, picture in enumerate(pictures, start) if picture is None]
     if damaged and strict:
-        assert isinstance(photos, LabelledFiles)
-        raise UserError(f"--strict: {photos.where(damaged[0])} cannot be decoded; mend or remove it")
+        raise_strict(photos, damaged[0])
     return damaged
+
+
+def raise_strict(photos: Photos, row: int) -> NoReturn:
+    assert isinstance(photos, LabelledFiles)
+    raise UserError(f"--strict: {photos.where(row)} cannot be decoded; mend or remove it")
 
 
 class Pixels(nn.Module):
