@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from stablerep.adapt.summary import AdaptSummary
     from stablerep.generate.summary import GenerateSummary, SweepSummary
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
-__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "train"]
+__all__ = ["adapt", "default_generator", "evaluate", "export", "generate", "load_encoder", "train"]
 
 # Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
 
@@ -33,6 +34,21 @@ def generate(**fields: Any) -> GenerateSummary | SweepSummary:
     from stablerep.generate.run import generate
 
     return generate(from_fields(GenerateConfig, fields))
+
+
+def adapt(**fields: Any) -> AdaptSummary:
+    """Teach a diffusion model one's own photos; fields as in adapt.config.AdaptConfig."""
+    from stablerep.adapt.config import AdaptConfig
+    from stablerep.adapt.run import adapt
+    from stablerep.config import from_fields
+    from stablerep.generate.pipeline import open_pipeline
+    from stablerep.generate.samples import paint_samples
+    from stablerep.train.stopping import listening
+
+    def open_model(model: str, device: Any, dtype: Any, model_config: str | None) -> Any:
+        return open_pipeline(model, device, (), dtype, model_config)
+
+    return adapt(from_fields(AdaptConfig, fields), open_model, paint_samples, listening)
 
 
 def train(**fields: Any) -> Path:
@@ -91,7 +107,7 @@ def default_generator() -> Path:
 
 
 class _Face(ModuleType):
-    """generate, train, evaluate and export are functions here and the names of the packages that do the work.
+    """generate, adapt, train, evaluate and export are functions here and the names of the packages that do the work.
 
     Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import loop`
     finds the packages as ever.

@@ -148,6 +148,30 @@ def train(argv: Sequence[str] | None = None) -> None:
     run_command("stablerep-train", run, argv)
 
 
+def adapt(argv: Sequence[str] | None = None) -> None:
+    """Teach a diffusion model one's own photos."""
+
+    def run(argv: Sequence[str]) -> None:
+        from stablerep.adapt.config import AdaptConfig
+
+        config = _parse(AdaptConfig, argv, "stablerep-adapt")
+        with importing():
+            from stablerep.adapt.run import adapt, estimate
+            from stablerep.generate.pipeline import open_pipeline
+            from stablerep.generate.samples import paint_samples
+            from stablerep.train.stopping import listening
+
+        def open_model(model: str, device: Any, dtype: Any, model_config: str | None) -> Any:
+            return open_pipeline(model, device, (), dtype, model_config)
+
+        if config.dry_run:
+            print(estimate(config, open_model, paint_samples))
+        else:
+            print(adapt(config, open_model, paint_samples, listening))
+
+    run_command("stablerep-adapt", run, argv)
+
+
 def evaluate(argv: Sequence[str] | None = None) -> None:
     """Measure a frozen encoder on labelled photos."""
 
@@ -222,8 +246,8 @@ def doctor(argv: Sequence[str] | None = None) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str] | None], None]] = {
-    "prompts": prompts, "gen": gen, "train": train, "eval": evaluate, "export": export, "engine": engine,
-    "doctor": doctor,
+    "prompts": prompts, "gen": gen, "adapt": adapt, "train": train, "eval": evaluate, "export": export,
+    "engine": engine, "doctor": doctor,
 }  # fmt: skip
 
 
@@ -256,6 +280,7 @@ def _show(text: str) -> None:
 
 def _configs() -> dict[str, Any]:
     """The flags of each command, for completion."""
+    from stablerep.adapt.config import AdaptConfig
     from stablerep.engines.config import COMMANDS as ENGINE
     from stablerep.evaluate.config import EvaluateConfig
     from stablerep.export.config import ExportConfig
@@ -265,7 +290,7 @@ def _configs() -> dict[str, Any]:
 
     flags = {"prompts": PromptsConfig, "gen": GenerateConfig, "train": TrainConfig, "eval": EvaluateConfig}
     doctor = dataclasses.make_dataclass("Doctor", [])
-    return {**flags, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
+    return {**flags, "adapt": AdaptConfig, "export": ExportConfig, "engine": ENGINE, "doctor": doctor}
 
 
 def _usage(prog: str, verbs: Mapping[str, object]) -> str:

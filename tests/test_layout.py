@@ -29,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "models": LOW,
     "engines": LOW,
     "generate": PARTS | {"engines"},
+    "adapt": PARTS | {"engines"},
     "train": PARTS,
     "evaluate": PARTS,
     "export": PARTS | {"engines"},
@@ -36,7 +37,8 @@ ARROWS: dict[str, set[str]] = {
     "report": PARTS | {"generate", "train", "evaluate"},
     "doctor": LOW,
     "process": {"config", "__version__"},
-    "cli": PARTS | {"process", "engines", "generate", "train", "evaluate", "export", "search", "report", "doctor"},
+    "cli": PARTS
+    | {"process", "engines", "generate", "adapt", "train", "evaluate", "export", "search", "report", "doctor"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MOST_LINES = 400
