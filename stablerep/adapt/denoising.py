@@ -80,10 +80,9 @@ def draw_batch(
     step: int, batch_size: int, seed: int, photos: int, views: int, num_timesteps: int, dropout: float, stream: int = 0
 ) -> Draw:
     """Photos go round in an order that each epoch shuffles anew; timesteps are stratified over the batch."""
-    positions = step * batch_size + np.arange(batch_size)
-    orders = {
-        epoch: np.random.default_rng((seed, stream, epoch)).permutation(photos) for epoch in set(positions // photos)
-    }
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    epochs = {position // photos for position in positions}
+    orders = {epoch: np.random.default_rng((seed, stream, epoch)).permutation(photos) for epoch in epochs}
     chosen = [orders[position // photos][position % photos] for position in positions]
     drawn = np.random.default_rng((seed, stream, step, 1))
     strata = (drawn.permutation(batch_size) + drawn.random(batch_size)) / batch_size
@@ -122,7 +121,7 @@ def batch_losses(
 
 @torch.no_grad()
 def held_out_loss(denoiser: Denoiser, latents: Latents, captions: Captions, seed: int, device: torch.device) -> float:
-    """The unweighted loss of photos at noise levels and with noise that are the same at each look."""
+    """The weighted loss of photos at noise levels and with noise that are the same at each look."""
     levels = max(8, -(-LOOKS // len(latents)))
     photos = torch.arange(len(latents)).repeat_interleave(levels)
     indices = torch.arange(levels).repeat(len(latents))
@@ -132,5 +131,7 @@ def held_out_loss(denoiser: Denoiser, latents: Latents, captions: Captions, seed
         clean = latents.mean[photos[rows], 0].to(device)
         noise = ops.philox_normal(seed, photos[rows], LOOK_INDICES + indices[rows], tuple(clean.shape[1:]), device)
         conditioning = captions([latents.captions[photo] for photo in photos[rows].tolist()])
-        total += denoiser.losses(clean, noise, timesteps[rows].to(device), conditioning).sum().item()
+        levels_here = timesteps[rows].to(device)
+        losses = denoiser.losses(clean, noise, levels_here, conditioning) * denoiser.weights(levels_here)
+        total += losses.sum().item()
     return total / len(photos)

@@ -33,7 +33,7 @@ class Paint(Protocol):
     """A picture of each prompt, uint8 [N, H, W, 3] on the host."""
 
     def __call__(
-        self, model: Any, prompts: Sequence[str], *, seed: int, guidance_scale: float, num_inference_steps: int
+        self, model: Any, prompts: Sequence[str], /, *, seed: int, guidance_scale: float, num_inference_steps: int
     ) -> Tensor: ...
 
 
@@ -120,21 +120,21 @@ def prepare(
     of_digest = {photos.digests[number]: each for number, each in pictures.items()}
     claim()
     if config.vae_steps:
-        training = torch.stack([of_digest[digest] for digest in sides[0].digests])
-        if not train_vae(model.vae, training, config, device, stopped, config.out if writes else None):
+        views = torch.stack([of_digest[digest] for digest in sides[0].digests])
+        if not train_vae(model.vae, views, config, device, stopped, config.out if writes else None):
             return None
-    encoded = [
+    training, held_out = (
         encode_pictures(
             model.vae,
             ((caption, of_digest[digest]) for caption, digest in zip(side.captions, side.digests, strict=True)),
         )
         for side in sides
-    ]
-    say_what_is_there(config, model, encoded)
+    )
+    say_what_is_there(config, model, (training, held_out))
     prior = _prior(config, model, paint, writes) if config.prior_prompt else None
-    texts = [text for latents in (*encoded, prior) if latents for text in latents.captions]
+    texts = [text for latents in (training, held_out, prior) if latents for text in latents.captions]
     captions = Captions(model, texts, learns=config.text_encoder)
-    return Data(*encoded, prior, captions, readable.fingerprint)
+    return Data(training, held_out, prior, captions, readable.fingerprint)
 
 
 def say_what_is_there(config: AdaptConfig, model: Model, sides: Sequence[Latents]) -> None:

@@ -183,7 +183,7 @@ def views(
     room = height - box[0], width - box[1]
     drawn = np.random.default_rng([config.seed, *key[:8]])
     corners = [(room[0] // 2, room[1] // 2)]
-    corners += [(drawn.integers(room[0] + 1), drawn.integers(room[1] + 1)) for _ in range(config.crops - 1)]
+    corners += [(int(drawn.integers(room[0] + 1)), int(drawn.integers(room[1] + 1))) for _ in range(config.crops - 1)]
     cut = torch.stack([picture[:, y : y + box[0], x : x + box[1]] for y, x in corners]).float()
     resized = F.interpolate(cut, size, mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)
     return torch.cat([resized, resized.flip(-1)]) if config.flip else resized

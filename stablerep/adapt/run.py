@@ -154,7 +154,8 @@ class Estimate:
                 f"photos     {self.photos:,} to learn from, {self.held_out:,} held out",
                 f"steps      {steps:,} of {count:,} photos at most: each is seen "
                 f"{as_number(steps * count / self.photos)} times",
-                f"weights    {self.weights / 1e6:,.2f} million learn; the checkpoint has {as_bytes(STATE_BYTES * self.weights)}",
+                f"weights    {self.weights / 1e6:,.2f} million learn, "
+                f"{as_bytes(STATE_BYTES * self.weights)} of checkpoint",
                 f"memory     {as_bytes(self.memory_bytes)} on {self.device}",
                 f"step       {as_number(self.step_seconds)} s, {as_number(count / self.step_seconds)} photos/s",
                 f"hours      {as_number(steps * self.step_seconds / 3600)}, without looks, samples"

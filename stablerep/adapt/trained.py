@@ -119,12 +119,20 @@ def save_lora(trained: Trained, out: Path, about: Mapping[str, str]) -> Path:
     for prefix, module in trained.modules.items():
         state = get_peft_model_state_dict(module)
         tensors |= {f"{prefix}.{name}": weight.detach().cpu().contiguous() for name, weight in state.items()}
-        (lora,) = module.peft_config.values()  # type: ignore[union-attr, operator]
+        (lora,) = module.peft_config.values()  # type: ignore[operator]
         configs |= {f"{prefix}.{name}": value for name, value in lora.to_dict().items()}
     adapter = json.dumps(configs, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
     path = out / LORA_FILE
-    atomic.write(path, save(tensors, {"format": "pt", "lora_adapter_metadata": adapter, **about}))
+    atomic.write(path, _with_metadata(save(tensors), {"format": "pt", "lora_adapter_metadata": adapter, **about}))
     return path
+
+
+def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with metadata in this order; safetensors itself puts it in another one each time."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(data[8:start])}).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[start:]
 
 
 def save_pipeline(model: Model, out: Path) -> Path:

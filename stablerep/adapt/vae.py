@@ -43,7 +43,7 @@ def train_vae(
     steps, count = config.vae_steps, config.batch_size
     with progress(f"adapt {config.out.name}: VAE", steps * count, "photos", start=first * count) as bar:
         for step in range(first, steps):
-            draw = draw_batch(step, count, config.seed, *pictures.shape[:2], 1, 0.0, STREAM)
+            draw = draw_batch(step, count, config.seed, len(pictures), pictures.shape[1], 1, 0.0, STREAM)
             pixels = as_input(pictures[draw.photos, draw.views]).to(device)
             posterior = vae.encode(pixels).latent_dist
             ids = draw.photos + (torch.arange(count) << 32)
