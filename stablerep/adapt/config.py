@@ -84,7 +84,7 @@ class AdaptConfig:
     TRAINING: ClassVar = "Training"
 
     steps: FirstLook[int] = 1000
-    """At most; see --patience."""
+    """At most: --patience may end the run before."""
 
     batch_size: FirstLook[int] = 4
     """Photos in a step."""

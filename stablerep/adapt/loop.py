@@ -147,7 +147,7 @@ def paint_samples(at_work: Adaptation, paint: Paint, step: int) -> None:
         at_work.model, prompts, seed=config.seed, guidance_scale=config.guidance_scale,
         num_inference_steps=config.num_inference_steps,
     ).numpy()  # fmt: skip
-    across = math.ceil(math.sqrt(len(painted)))
+    across = min(len(painted), 4)
     rows = [list(painted[first : first + across]) for first in range(0, len(painted), across)]
     write_grid(sample_file(config.out, step), rows)
 

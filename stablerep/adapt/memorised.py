@@ -20,7 +20,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Memorised:
-    """Distances from 0 (the same) to 2, of thumbnails of 16 x 16 pixels, brightness and contrast taken out."""
+    """Distances from 0 (the same) to 2, of thumbnails of 16 x 16 pixels; brightness, tint and contrast do not count."""
 
     pictures: int  # painted for this
     training_distance: float  # median over them, to the nearest training photo
@@ -66,8 +66,9 @@ def nearest(these: Tensor, those: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _normalised(thumbnails: Tensor) -> Tensor:  # [N, D]
-    flat = thumbnails.double().flatten(1)
-    return torch.nn.functional.normalize(flat - flat.mean(1, keepdim=True), dim=1)
+    # A mean for each channel: else two plain cloths of one colour were copies of each other.
+    centred = thumbnails.double() - thumbnails.double().mean((2, 3), keepdim=True)
+    return torch.nn.functional.normalize(centred.flatten(1), dim=1)
 
 
 def write_grid(path: Path, rows: list[list[np.ndarray]]) -> None:

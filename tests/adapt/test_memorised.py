@@ -32,12 +32,20 @@ def test_copies_are_found_mirrored_darker_or_noisy() -> None:
     assert "none of 30" in str(compare(*map(thumbnail, (own, training, held_out)))[0])
 
 
+def test_plain_pictures_of_one_colour_are_no_copies() -> None:
+    """Cloth without a pattern: what is left is the weave, which is another each time."""
+    draw = np.random.default_rng(0)
+    cloth = [np.full((64, 64, 3), (180, 90, 100)) + 6 * draw.standard_normal((64, 64, 3)) for _ in range(60)]
+    thumbnails = thumbnail(torch.tensor(np.stack(cloth).round()).byte().permute(0, 3, 1, 2))
+    assert compare(thumbnails[:20], thumbnails[20:40], thumbnails[40:])[0].count == 0
+
+
 def test_distances_are_those_of_two_loops() -> None:
     these, those = (torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(n)) for n in (5, 7))
 
     def unit(picture: torch.Tensor) -> np.ndarray:
-        flat = picture.double().flatten().numpy()
-        return (flat - flat.mean()) / np.linalg.norm(flat - flat.mean())
+        centred = picture.double().numpy() - [[[channel.mean().item()]] for channel in picture.double()]
+        return centred.flatten() / np.linalg.norm(centred)
 
     found, where = nearest(these, those)
     for number, this in enumerate(these):

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -251,3 +257,39 @@ def test_the_function_takes_the_fields(photos: Path, tmp_path: Path) -> None:
     summary = stablerep.adapt(photos=photos, out=tmp_path / "run", steps=1, batch_size=2, rank=1, sample_every=0,
                               num_inference_steps=1, device="cpu")  # fmt: skip
     assert summary.weights.exists() and summary.memorised.pictures == 64
+
+
+def test_a_signal_to_the_command_saves_the_step_it_is_at(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ["--photos", str(photos), "--out", str(out), "--steps", "100000", "--log-every", "1", "--device", "cpu"]
+    run = subprocess.Popen(
+        [sys.executable, "-c", "from stablerep.cli import adapt; adapt()", *flags, "--sample-every", "0"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 3:
+        assert run.poll() is None, run.stderr and run.stderr.read()
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 0 and "Traceback" not in said, said
+    found = re.search(r"stopped after step (\d+) of 100000, which is saved; the same command goes on from there", said)
+    assert found, said
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert saved["progress"]["step"] == int(found[1]) == lines(out)[-1]["step"]
+
+
+@pytest.mark.parametrize(("kind", "full"), [("default", False), ("default", True), ("sdxl", False)])
+def test_half_precision_learns_and_paints(kind: str, full: bool, photos: Path, tmp_path: Path) -> None:
+    """As on a GPU: frozen weights in bfloat16, what learns in float32."""
+    if kind != "default":
+        tiny_models.save(kind, tmp_path / kind)
+    model = kind if kind == "default" else str(tmp_path / kind)
+    changes: dict[str, Any] = {"model": model, "full": full, "text_encoder": kind == "sdxl", "sample_every": 2}
+    exact, rough = (
+        run(config_for(photos, tmp_path / precision, precision=precision, **changes), paint=paint_samples)
+        for precision in ("fp32", "bf16")
+    )
+    assert rough.best_loss == pytest.approx(exact.best_loss, rel=0.05) and rough.best_loss != exact.best_loss
+    file = "pipeline/unet/diffusion_pytorch_model.safetensors" if full else LORA
+    assert {weight.dtype for weight in load_file(tmp_path / "bf16" / file).values()} == {torch.float32}
