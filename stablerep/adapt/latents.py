@@ -64,7 +64,8 @@ class Latents:
 @torch.no_grad()
 def encode_pictures(vae: Any, pictures: Iterable[tuple[str, Tensor]]) -> Latents:
     """Encode the views of each picture, uint8 [V, 3, H, W], with its caption."""
-    means, deviations, thumbnails, captions, errors = [], [], [], [], []
+    means, deviations, thumbnails = list[Tensor](), list[Tensor](), list[Tensor]()
+    captions, errors = list[str](), list[float]()
     for caption, views in pictures:
         pixels = as_input(views).to(vae.device, vae.dtype)
         posterior = vae.encode(pixels).latent_dist
