@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Progress:
     looks_since_best: int = 0
     photos: str = ""  # a fingerprint of what is trained on
     model: str = ""  # of the weights it began with
+    losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
     finished: bool = False  # its steps or its patience have ended
 
 

@@ -109,7 +109,7 @@ def run(at_work: Adaptation, paint: Paint, stopped: Callable[[], bool]) -> tuple
             best = trained.state()
             log.write(0, held_out_loss=at.first_loss)
             paint_samples(at_work, paint, 0)
-        since: list[Tensor] = []
+        since = [torch.tensor(loss, device=at_work.device) for loss in at.losses]
         while not at.finished:
             since.append(at_work.step(at.step))
             at.step += 1
@@ -131,6 +131,7 @@ def run(at_work: Adaptation, paint: Paint, stopped: Callable[[], bool]) -> tuple
                 paint_samples(at_work, paint, at.step)
             leaves = stopped()
             if at.step % config.checkpoint_every == 0 or at.finished or leaves:
+                at.losses = [loss.item() for loss in since]
                 checkpoint.save(path, at, trained.weights, at_work.optimiser, best)
             if leaves:
                 break

@@ -99,7 +99,7 @@ def _listening(request: Request) -> Iterator[Request]:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_stopped_run_goes_on_to_the_bit(full: bool, photos: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"steps": 5, "full": full, "flip": True, "crops": 2, "text_encoder": True}
+    changes: dict[str, Any] = {"steps": 5, "log_every": 3, "full": full, "flip": True, "crops": 2, "text_encoder": True}
     changes |= {"vae_steps": 3} if full else {"prior_weight": 0.5, "prior_prompt": "a bag", "prior_images": 3}
     file = "pipeline/unet/diffusion_pytorch_model.safetensors" if full else LORA
     straight = run(config_for(photos, tmp_path / "straight", **changes))
