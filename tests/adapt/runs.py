@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from stablerep.generate.pipeline import open_pipeline
 from tests.data.pictures import encode, random_pixels
 
 CPU = torch.device("cpu")
+LORA = "pytorch_lora_weights.safetensors"
 
 
 def write_photos(folder: Path, count: int = 8, side: int = 40) -> Path:
@@ -69,3 +71,17 @@ def never() -> Iterator[Request]:
 
 def run(config: AdaptConfig, **handed: Any) -> AdaptSummary:
     return adapt(config, **{"open_model": open_model, "paint": paint_grey, "listening": never} | handed)
+
+
+def stop_after(polls: int) -> Callable[[], AbstractContextManager[Request]]:
+    """In place of listening to signals: a request to stop that comes when it has been asked for so often."""
+
+    @contextmanager
+    def listening() -> Iterator[Request]:
+        yield Request(polls)
+
+    return listening
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -13,8 +13,7 @@ from stablerep import atomic, cli
 from stablerep.adapt.config import AdaptConfig
 from stablerep.adapt.run import Stopped
 from stablerep.config import UserError
-from tests.adapt.runs import config_for, run, write_photos
-from tests.adapt.test_run import Request, _listening
+from tests.adapt.runs import config_for, run, stop_after, write_photos
 from tests.generate import tiny_models
 
 
@@ -105,7 +104,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
     photos, out = write_photos(tmp_path / "photos", 5), tmp_path / "run"
     config = config_for(photos, out, steps=6)
     with pytest.raises(Stopped):
-        run(config, listening=lambda: _listening(Request(polls_left=2)))
+        run(config, listening=stop_after(2))
     before = (out / "checkpoint.pt").read_bytes()
 
     def full(descriptor: int) -> None:
