@@ -7,12 +7,12 @@ INSTALLED := $(VENV)/.stablerep-installed-$(shell find stablerep -name '*.py' | 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup photos demo test lint bench sanitize gpu-check
-# As the commands have it (cli.py), so that a loaded machine shares its cores.
+.PHONY: help setup photos demo test lint bench sanitize test-triton gpu-pack gpu-check
+# As the commands have it (process.py), so that a loaded machine shares its cores.
 demo test: export GOMP_SPINCOUNT ?= 1000
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## make the virtual environment and install the package with its tests' needs
 
@@ -66,17 +66,32 @@ sanitize: setup ## run the native ops' tests under AddressSanitizer and Undefine
 	  -o pythonpath=build/sanitize/package \
 	  $(NATIVE_OPS:%=../../tests/ops/test_%.py) ../../tests/engines/test_native.py
 
-# Without network: WHEELS=dir holds wheels of what this machine's own Python lacks; torch comes from that Python.
-gpu-check: GPU_VENV := $(if $(WHEELS),build/gpu-check,$(VENV))
-gpu-check: $(if $(WHEELS),offline,setup) ## check and measure what needs a CUDA GPU (PART=1 to 4, OUT=dir, WHEELS=dir)
-	$(GPU_VENV)/bin/python -m benchmarks.gpu_check $(if $(PART),--part $(PART)) $(if $(OUT),--out $(OUT))
+# Beside the one of constraints.txt; 3.6 comes with torch 2.11. Its interpreter reads scalars as NumPy 2.4 no longer does.
+TRITON ?= 3.6.0
+TRITON_SITE = build/triton-$(TRITON)
+test-triton: setup $(TRITON_SITE) ## the losses' kernels in another Triton, interpreted and compiled for sm_90 (TRITON=3.6.0)
+	PYTHONPATH=$(TRITON_SITE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -k "triton or shares or collapsed or bad_rows" \
+	  tests/ops/test_multi_positive_loss.py tests/ops/test_image_text_loss.py
+	PYTHONPATH=$(TRITON_SITE) $(PY) -m benchmarks.resources --triton --architecture 90
 
-.PHONY: offline
-offline:
-	rm -rf build/gpu-check
-	$(PYTHON) -m venv --without-pip build/gpu-check
-	$(PYTHON) -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
-	  > $$(build/gpu-check/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/machine.pth
-	shopt -s nullglob; for wheel in $(WHEELS)/*.whl; do \
-	  build/gpu-check/bin/python -m pip install -q --no-index --find-links $(WHEELS) --no-deps "$$wheel"; done
-	build/gpu-check/bin/python -m pip install -q --no-index --no-deps --no-build-isolation -e .
+build/triton-%:
+	$(PY) -m pip install -q --no-deps --target $@ triton==$* 'numpy<2.4'
+
+GPU_PYTHON ?= python3.12
+gpu-pack: setup ## what a GPU machine without network lacks, in build/gpu-pack (GPU_PYTHON=python3.12)
+	$(PY) -m benchmarks.gpu_pack --python $(GPU_PYTHON)
+
+# With PACK, PYTHON is the machine's own Python, with its torch: no virtual environment, no network, nothing compiled.
+GPU_SITE := build/gpu-site
+$(if $(PACK),$(if $(wildcard $(PACK)/*.whl),,$(error PACK=$(PACK) has no wheels; make gpu-pack makes some)))
+gpu-check: export PYTHONPATH := $(if $(PACK),$(GPU_SITE):.,$(PYTHONPATH))
+gpu-check: export LD_LIBRARY_PATH := $(if $(PACK),$(GPU_SITE)/nvidia/cu13/lib:)$(LD_LIBRARY_PATH)
+gpu-check: $(if $(PACK),$(GPU_SITE),setup) ## check and measure what needs a CUDA GPU (PART=1 to 4, MINUTES=4, LIST=1, OUT=dir, PACK=build/gpu-pack)
+	$(if $(PACK),$(PYTHON),$(PY)) -m benchmarks.gpu_check $(if $(PART),--part $(PART)) $(if $(OUT),--out $(OUT)) $(if $(LIST),--list) \
+	  $(if $(MINUTES),--minutes $(MINUTES))
+
+$(GPU_SITE): $(if $(PACK),$(wildcard $(PACK)/*))
+	rm -rf $@
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --target $@ $(filter %.whl,$^)
+	cp $(filter %.so,$^) stablerep/
+	@touch $@

@@ -1,9 +1,9 @@
 """`make gpu-check`: everything that needs a CUDA GPU; a line per check, and the numbers as JSON.
 
-Four parts, in order of worth: ops, painting, training, profiles. `--part` runs one, `--only` runs some. What is not
-installed is skipped by name, and what has passed today for this commit is not run again. Without a GPU every check
-is listed as skipped and the exit code is 0. Each check runs in a process of its own: after an illegal address CUDA
-answers nothing more in the process that met it.
+Four parts, in order of worth: ops, painting, training, profiles. `--part` runs one, `--only` runs some, `--list` says
+what there is and how long each is predicted to take, from the records of earlier runs. `--minutes` begins none that
+would end later. What is not installed is skipped by name, and what has passed for this commit is not run again. Each
+check's line is in the record as soon as it ends. Without a GPU every check is listed as skipped and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ import argparse
 import dataclasses
 import datetime
 import functools
+import importlib.util
 import json
-import multiprocessing
-import random
+import shutil
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +26,40 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_generate, gpu_modules, gpu_ops, gpu_profiles, gpu_train, record
+from benchmarks import gpu_generate, gpu_modules, gpu_ops, gpu_profiles, gpu_tools, gpu_train, record
 from benchmarks.checks import ROOT, SEED, Numbers, Skip
+from benchmarks.watchdog import MOST_SECONDS, Check, run_check
 
-MOST_SECONDS = 180  # of one check
+RESULTS = ROOT / "benchmarks" / "results"
+PARTS = ("ops", "painting", "training", "profiles")
 OPS = ("multi_positive_loss", "image_text_loss", "strong_augment", "guided_step", "to_pixels", "philox_normal")
-PRELOADED = [
-    "torch",
-    "triton",
-    "numpy",
-    "benchmarks.gpu_ops",
-    "benchmarks.gpu_generate",
-]  # imported once for all checks
 
 
-@dataclass(frozen=True)
-class Result:
-    name: str
-    status: str  # passed, failed or skipped
-    seconds: float
-    detail: str
-    numbers: Numbers
+NEEDS = {  # beyond the GPU, torch and the extension: modules, and the tools of gpu_tools by their commands
+    **dict.fromkeys(("painting_tests", "sd15_compiled_rate", "turbo_compiled_rate", "turbo_rate"), "diffusers"),
+    **dict.fromkeys(("sd15_rate", "generation", "unet_kernels", "sd15_modules", "online_training"), "diffusers"),
+    **dict.fromkeys(("training", "training_by_nvjpeg", "benchmark_training"), "nvidia.dali"),
+    "jpeg_rates": "nvidia.nvimgcodec",
+    "loss_kernels": "ncu",
+    **dict.fromkeys(("memory_checked", "races_checked"), "compute-sanitizer"),
+}
+
+
+def missing(name: str) -> list[str]:
+    """What the check lacks here, the GPU first."""
+    lacks = [] if torch.cuda.is_available() else ["no CUDA GPU"]
+    for module in ("stablerep._native", NEEDS.get(name, "torch")):
+        is_tool = module in ("ncu", "compute-sanitizer")
+        if not (shutil.which(module) if is_tool else _has_module(module)):
+            lacks.append(f"no {module}")
+    return lacks
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
 
 
 def benchmark(what: str, out: Path) -> Numbers:
@@ -112,6 +122,32 @@ def training() -> Numbers:
     return {name: float(np.mean([line[name] for line in late])) for name in ("images_per_second", "data_wait_share")}
 
 
+def online_training() -> Numbers:
+    """Pictures per second of training on what is painted meanwhile, the last half of 30 steps."""
+    return train_online("cuda", steps=30, batch_size=384)
+
+
+def train_online(device: str, steps: int, batch_size: int) -> Numbers:
+    """A ResNet-18 at 32, six views a prompt, each prompt shown four times, from the embedded default."""
+    from stablerep.generate.online import opener
+    from stablerep.train.config import TrainConfig
+    from stablerep.train.loop import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        prompts, generate, out = (Path(folder, name) for name in ("prompts.txt", "generate.yaml", "run"))
+        prompts.write_text("".join(f"a photo of a plain slim ankle boot, number {i}\n" for i in range(512)))
+        generate.write_text(f"prompts: {prompts}\nnum_images_per_prompt: 8\nnum_inference_steps: 12\nbatch_size: 256\n")
+        config = TrainConfig(
+            online=str(generate), out=out, arch="resnet18", image_size=32, batch_size=batch_size, views_per_prompt=6,
+            pool_uses=4, steps=steps, log_every=max(1, steps // 3), device=device,
+        )  # fmt: skip
+        train(config, opener(str(generate), out))
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    late = lines[len(lines) // 2 :]
+    names = ("images_per_second", "data_wait_share", "paint_share")
+    return {name: float(np.mean([line[name] for line in late])) for name in names}
+
+
 def training_by_nvjpeg() -> Numbers:
     """The same where nvJPEG decodes, as it does where a rank has few cores."""
     with pytest.MonkeyPatch.context() as patch:
@@ -119,47 +155,7 @@ def training_by_nvjpeg() -> Numbers:
         return training()
 
 
-def run_check(name: str, check: Callable[[], Numbers]) -> Result:
-    """The check's result, in a process of its own; one that dies or hangs is a failure."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_in_process, args=(name, check, sender), name=name)
-    start = time.perf_counter()
-    process.start()
-    sender.close()
-    try:
-        if receiver.poll(MOST_SECONDS):
-            return receiver.recv()
-        detail = f"still ran after {MOST_SECONDS} s"
-    except EOFError:
-        process.join()
-        detail = f"its process died (exit code {process.exitcode})"
-    finally:
-        process.kill()
-        process.join()
-    return Result(name, "failed", round(time.perf_counter() - start, 2), detail, {})
-
-
-def _in_process(name: str, check: Callable[[], Numbers], sender: Connection) -> None:
-    start = time.perf_counter()
-    torch.manual_seed(SEED)
-    random.seed(SEED)
-    try:
-        status, detail, numbers = "passed", "", check()
-    except Skip as skip:
-        status, detail, numbers = "skipped", str(skip), {}
-    except ModuleNotFoundError as error:
-        ours = (error.name or "").startswith("stablerep")  # then it is our mistake
-        status, detail, numbers = "failed" if ours else "skipped", f"{error.name} is not installed", {}
-    except Exception as error:
-        traceback.print_exc()
-        text = str(error).strip().splitlines() or [""]
-        status, detail, numbers = "failed", f"{type(error).__name__}: {text[0]}", {}
-    sender.send(Result(name, status, round(time.perf_counter() - start, 2), detail, numbers))
-
-
-def parts_of(out: Path) -> list[dict[str, Callable[[], Numbers]]]:
+def parts_of(out: Path) -> list[dict[str, Check]]:
     """The checks by name: ops, painting, training, profiles; in each what may be wrong first, then rates."""
     ops = (
         gpu_ops.native_half,
@@ -182,6 +178,9 @@ def parts_of(out: Path) -> list[dict[str, Callable[[], Numbers]]]:
     )
     networks = (gpu_train.step_tests, gpu_train.training_steps, training, training_by_nvjpeg)
     profiles = (
+        gpu_tools.memory_checked,
+        gpu_tools.races_checked,
+        online_training,
         gpu_profiles.training_kernels,
         gpu_profiles.unet_kernels,
         gpu_modules.sd15_modules,
@@ -190,50 +189,98 @@ def parts_of(out: Path) -> list[dict[str, Callable[[], Numbers]]]:
     of_ops, of_painting, of_training, of_profiles = (
         {check.__name__: check for check in checks} for checks in (ops, painting, networks, profiles)
     )
+    of_profiles = {"loss_kernels": functools.partial(gpu_tools.loss_kernels, out), **of_profiles}
     of_ops |= {f"benchmark_{op}": functools.partial(benchmark, f"ops/test_{op}", out) for op in OPS}
     of_training["benchmark_training"] = functools.partial(benchmark, "train/test_training", out)
     return [of_ops, of_painting, of_training, of_profiles]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
-    parser.add_argument("--part", type=int, choices=range(1, 5), help="1 ops, 2 painting, 3 training, 4 profiles")
-    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these alone")
-    arguments = parser.parse_args()
-    out: Path = arguments.out
-    parts = parts_of(out)
-    checks = {name: check for part in parts for name, check in part.items()}
-    if arguments.part:
-        checks = parts[arguments.part - 1]
-    if unknown := set(arguments.only or ()) - set(checks):
-        parser.error(f"there is no check {', '.join(sorted(unknown))}; there are {', '.join(checks)}")
-    checks = {name: check for name, check in checks.items() if name in (arguments.only or checks)}
-    if not torch.cuda.is_available():
-        print("gpu-check: there is no CUDA GPU that torch can use; nothing was checked")
-        for name in checks:
-            print(f"  skipped  {name}: no CUDA GPU")
-        return 0
-    start = time.perf_counter()
-    results = []
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{datetime.date.today()}_{record.device_slug('cuda')}_gpu_check.json"
-    rows = {row["name"]: row for row in json.loads(path.read_text())["checks"]} if path.exists() else {}
+def recorded(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """What runs of checks have left, the oldest first."""
+    paths = {path.resolve() for folder in folders for path in folder.glob("*_gpu_check.jsonl")}
+    for path in sorted(paths, key=lambda path: path.name):
+        yield from (json.loads(line) for line in path.read_text().splitlines())
+
+
+def predicted_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How long each check took when it last passed."""
+    return {row["name"]: row["seconds"] for row in rows if row["status"] == "passed"}
+
+
+def is_recorded(rows: Sequence[Mapping[str, Any]], name: str, environment: Mapping[str, Any]) -> bool:
+    """Whether the check has passed for this commit and device, and nothing was changed beside it."""
+    same = {name: environment[name] for name in ("commit", "device")} | {"status": "passed", "dirty": False}
+    return not environment["dirty"] and any(row["name"] == name and same.items() <= row.items() for row in rows)
+
+
+def run_all(checks: Mapping[str, Check], out: Path, rows: Sequence[Mapping[str, Any]], most_seconds: float) -> int:
+    """Run them in order; how many failed."""
+    start, seconds = time.perf_counter(), predicted_seconds(rows)
     environment = record.environment("cuda")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{datetime.date.today()}_{record.device_slug('cuda')}_gpu_check.jsonl"
+    counts = dict.fromkeys(("passed", "failed", "skipped", "recorded", "left"), 0)
     for name, check in checks.items():
-        row = rows.get(name, {})
-        if row.get("status") == "passed" and not row["dirty"] and row["commit"] == environment["commit"]:
+        if is_recorded(rows, name, environment):
+            counts["recorded"] += 1
             print(f"  recorded {name}: it has passed for this commit", flush=True)
             continue
-        result = run_check(name, check)
-        results.append(result)
+        left = most_seconds - (time.perf_counter() - start)
+        if seconds.get(name, 0.0) > left:
+            counts["left"] += 1
+            print(f"  left     {name}: {seconds[name]:.0f} s are predicted, {left:.0f} are left", flush=True)
+            continue
+        result = run_check(name, check, min(MOST_SECONDS, left))
+        counts[result.status] += 1
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in result.numbers.items() if isinstance(value, float))
         print(f"  {result.status:8} {name} ({result.seconds:.1f} s) {result.detail or numbers}", flush=True)
-        rows[name] = {**dataclasses.asdict(result), **environment}  # of the same day, others keep what they had
-        path.write_text(json.dumps({"checks": list(rows.values())}, indent=1) + "\n")  # each time: it may be stopped
-    counts = {status: sum(result.status == status for result in results) for status in ("passed", "failed", "skipped")}
+        with path.open("a") as file:  # a line each, at once: the run may be stopped
+            file.write(json.dumps({**dataclasses.asdict(result), **environment}) + "\n")
     print(f"gpu-check: {counts} in {time.perf_counter() - start:.0f} s; {path}")
-    return 1 if counts["failed"] else 0
+    return counts["failed"]
+
+
+def show(parts: Sequence[Mapping[str, Check]], names: set[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a check, part by part: what it is predicted to take, and what it lacks here."""
+    seconds = predicted_seconds(rows)
+    for number, part in enumerate(parts, start=1):
+        shown = [name for name in part if name in names]
+        if not shown:
+            continue
+        new = sum(name not in seconds for name in shown)
+        unknown = f", and {new} that have no record, of at most {MOST_SECONDS} s each" if new else ""
+        print(f"PART={number} ({PARTS[number - 1]}): {sum(seconds.get(name, 0.0) for name in shown):.0f} s{unknown}")
+        for name in shown:
+            known = f"{seconds[name]:4.0f} s" if name in seconds else "     ?"
+            reasons = missing(name)
+            print(f"  {'skipped' if reasons else '':8} {name:30} {known}  {', '.join(reasons)}".rstrip())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument(
+        "--part", type=int, choices=range(1, 5), help="; ".join(f"{n} {name}" for n, name in enumerate(PARTS, start=1))
+    )
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these alone")
+    parser.add_argument("--list", action="store_true", help="name the checks and how long they take, and run none")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end by then, and begin none that cannot")
+    arguments = parser.parse_args()
+    parts = parts_of(arguments.out)
+    checks = {name: check for part in parts for name, check in part.items()}
+    if unknown := set(arguments.only or ()) - set(checks):
+        parser.error(f"there is no check {', '.join(sorted(unknown))}; there are {', '.join(checks)}")
+    wanted = parts[arguments.part - 1] if arguments.part else checks
+    checks = {name: check for name, check in wanted.items() if name in (arguments.only or wanted)}
+    rows = list(recorded([RESULTS, arguments.out]))
+    if arguments.list:
+        show(parts, set(checks), rows)
+        return 0
+    if not torch.cuda.is_available():
+        print("gpu-check: there is no CUDA GPU that torch can use; nothing was checked")
+        show(parts, set(checks), rows)
+        return 0
+    return 1 if run_all(checks, arguments.out, rows, 60 * arguments.minutes) else 0
 
 
 if __name__ == "__main__":

@@ -138,9 +138,10 @@ def _nvidia_smi(fields: str) -> str | None:
 
 @functools.cache
 def _commit() -> tuple[str, bool]:
-    """The commit, or "unknown" outside a checkout, and whether files differ from it."""
+    """The commit, or "unknown" outside a checkout, and whether files differ from it, records like these apart."""
     commit = _output(["git", "rev-parse", "--short=12", "HEAD"])
-    return commit or "unknown", commit is None or bool(_output(["git", "status", "--porcelain"]))
+    changed = ["git", "status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results"]
+    return commit or "unknown", commit is None or bool(_output(changed))
 
 
 def _output(command: list[str]) -> str | None:

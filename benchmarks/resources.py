@@ -90,15 +90,15 @@ def _readable(mangled: str) -> str:
     return re.sub(r"stablerep::|_GLOBAL__N_\w+::|\(anonymous namespace\)::", "", plain)
 
 
-def all_resources() -> list[Resources]:
-    """Compile everything, two at a time."""
-    nvcc = shutil.which("nvcc")
+def all_resources(architectures: tuple[int, ...] = ARCHITECTURES, nvcc: str | None = None) -> list[Resources]:
+    """Compile everything, two at a time; the CUDA kernels where there is an nvcc."""
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(of_triton, case, a) for case in compile_cases() for a in case.targets]
+        cases = [(case, a) for case in compile_cases() for a in case.targets if a in architectures]
+        jobs = [pool.submit(of_triton, case, a) for case, a in cases]
         found = [job.result() for job in jobs]
         if nvcc:
             sources = sorted(CSRC.glob("*.cu"))
-            for rows in pool.map(lambda job: of_cuda(*job, nvcc), [(s, a) for s in sources for a in ARCHITECTURES]):
+            for rows in pool.map(lambda job: of_cuda(*job, nvcc), [(s, a) for s in sources for a in architectures]):
                 found += rows
     return found
 
@@ -125,14 +125,17 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="a line for each specialisation")
-    each = parser.parse_args().all
-    rows = all_resources()
+    parser.add_argument("--architecture", type=int, choices=ARCHITECTURES, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--triton", action="store_true", help="the Triton kernels alone")
+    arguments = parser.parse_args()
+    each, nvcc = arguments.all, None if arguments.triton else shutil.which("nvcc")
+    rows = all_resources(tuple(arguments.architecture), nvcc)
     view = Table("kernel", "sm", "compiled", "registers", "shared KiB", "spilled bytes", box=SIMPLE_HEAD)
     for row, number in [(row, 1) for row in rows] if each else most_of_each(rows):
         numbers = (row.architecture, number, row.registers, f"{row.shared / 1024:.1f}", row.spills)
         view.add_row(row.kernel, *(str(n) for n in numbers), style=None if row.fits else "red")
     Console(width=None if sys.stdout.isatty() else 120).print(view)
-    if not shutil.which("nvcc"):
+    if not (nvcc or arguments.triton):
         print("nvcc is not on the PATH: the CUDA kernels were left out")
     return 0 if all(row.fits for row in rows) else 1
 

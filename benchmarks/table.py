@@ -23,7 +23,8 @@ def read(paths: list[Path]) -> list[dict[str, Any]]:
 
 
 def newest() -> list[Path]:
-    by_device = {path.stem.split("_", 1)[1]: path for path in sorted(RESULTS.glob("*_*.jsonl"))}
+    paths = sorted(path for path in RESULTS.glob("*_*.jsonl") if not path.stem.endswith("_gpu_check"))
+    by_device = {path.stem.split("_", 1)[1]: path for path in paths}
     return sorted(by_device.values())
 
 

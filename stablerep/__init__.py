@@ -1,7 +1,8 @@
 """StableRep: train vision encoders on pictures from a text-to-image model.
 
 generate(prompts=..., out=...) paints shards, train(data=..., out=...) trains an encoder on them, and
-evaluate(checkpoint=..., data=..., out=...) measures it on real photos. Each takes the fields of its config.
+evaluate(checkpoint=..., data=..., out=...) measures it on real photos; poc(prompts=..., real=..., out=...) does all
+three and says whether synthetic data pay. Each takes the fields of its config.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from stablerep.adapt.summary import AdaptSummary
     from stablerep.generate.summary import GenerateSummary, SweepSummary
     from stablerep.models import InputTransform
 
 __version__ = "0.1.0"
-__all__ = ["default_generator", "evaluate", "export", "generate", "load_encoder", "report", "train"]
+__all__ = [
+    "adapt", "default_generator", "evaluate", "export", "generate", "load_encoder", "poc", "quality", "report",
+    "search", "train",
+]  # fmt: skip
 
 # Imports sit in the functions: `import stablerep` loads neither torch nor a GPU driver.
 
@@ -33,6 +38,21 @@ def generate(**fields: Any) -> GenerateSummary | SweepSummary:
     from stablerep.generate.run import generate
 
     return generate(from_fields(GenerateConfig, fields))
+
+
+def adapt(**fields: Any) -> AdaptSummary:
+    """Teach a diffusion model one's own photos; fields as in adapt.config.AdaptConfig."""
+    from stablerep.adapt.config import AdaptConfig
+    from stablerep.adapt.run import adapt
+    from stablerep.config import from_fields
+    from stablerep.generate.pipeline import open_pipeline
+    from stablerep.generate.samples import paint_samples
+    from stablerep.train.stopping import listening
+
+    def open_model(model: str, device: Any, dtype: Any, model_config: str | None) -> Any:
+        return open_pipeline(model, device, (), dtype, model_config)
+
+    return adapt(from_fields(AdaptConfig, fields), open_model, paint_samples, listening)
 
 
 def train(**fields: Any) -> Path:
@@ -62,6 +82,24 @@ def evaluate(**fields: Any) -> dict[str, Any]:
     return evaluate(from_fields(EvaluateConfig, fields))
 
 
+def poc(**fields: Any) -> dict[str, Any]:
+    """Is synthetic data worth it? Fields as in poc.config.PocConfig. Returns what poc.json holds."""
+    from stablerep.config import from_fields
+    from stablerep.poc.config import PocConfig
+    from stablerep.poc.run import run_poc
+
+    return run_poc(from_fields(PocConfig, fields))
+
+
+def quality(**fields: Any) -> dict[str, Any]:
+    """Compare synthetic pictures with real photos; fields as in evaluate.quality.config.QualityConfig."""
+    from stablerep.config import from_fields
+    from stablerep.evaluate.quality.config import QualityConfig
+    from stablerep.evaluate.quality.run import quality
+
+    return quality(from_fields(QualityConfig, fields))
+
+
 def export(**fields: Any) -> list[str]:
     """Write an encoder for timm, the hub, ONNX or TensorRT; fields as in export.config.ExportConfig."""
     from stablerep.config import from_fields
@@ -78,6 +116,17 @@ def report(**fields: Any) -> Path:
     from stablerep.report.run import report
 
     return report(from_fields(ReportConfig, fields))
+
+
+def search(**fields: Any) -> dict[str, Any]:
+    """Search the settings of painting within a budget; fields as in search.config.SearchConfig. Returns search.json."""
+    from stablerep.config import from_fields
+    from stablerep.search.config import SearchConfig
+    from stablerep.search.proxy import open_proxy
+    from stablerep.search.run import search
+
+    config = from_fields(SearchConfig, fields)
+    return search(config, open_proxy(config))
 
 
 def load_encoder(path_or_name: str | Path, arch: str | None = None) -> tuple[nn.Module, InputTransform]:
@@ -100,7 +149,7 @@ def default_generator() -> Path:
 
 
 class _Face(ModuleType):
-    """generate, train, evaluate, export and report are functions here and the names of the packages that do the work.
+    """generate, train and the other functions here are the names of the packages that do the work, too.
 
     Importing a package binds its name in the parent; this keeps the functions. `from stablerep.train import loop`
     finds the packages as ever.

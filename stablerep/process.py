@@ -39,7 +39,7 @@ MENDS = {
 COMPLETION = "--tyro-"
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 # Whose choices are the user's to know; engines and storage speak as generate.
-SPOKEN = ("generate", "models", "data", "train")
+SPOKEN = ("generate", "adapt", "models", "data", "train", "search", "poc")
 
 
 @contextlib.contextmanager

@@ -9,16 +9,23 @@ from pathlib import Path
 import pytest
 
 from stablerep import cli
+from stablerep.adapt.config import AdaptConfig
 from stablerep.config import docstrings, flag_of, flat_fields
 from stablerep.engines.config import COMMANDS as ENGINE
 from stablerep.evaluate.config import EvaluateConfig
+from stablerep.evaluate.quality.config import QualityConfig
 from stablerep.flag_help import help_text
 from stablerep.generate.config import GenerateConfig
+from stablerep.poc.config import PocConfig
 from stablerep.prompts.config import PromptsConfig
 from stablerep.report.config import ReportConfig
+from stablerep.search.config import SearchConfig
 from stablerep.train.config import TrainConfig
 
-CONFIGS = [GenerateConfig, PromptsConfig, TrainConfig, EvaluateConfig, ReportConfig, *ENGINE.values()]
+CONFIGS = [
+    GenerateConfig, PromptsConfig, AdaptConfig, TrainConfig, EvaluateConfig, QualityConfig, SearchConfig, PocConfig,
+    ReportConfig, *ENGINE.values(),
+]  # fmt: skip
 
 
 def shown(capsys: pytest.CaptureFixture[str], command, *argv: str) -> str:

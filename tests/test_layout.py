@@ -29,14 +29,17 @@ ARROWS: dict[str, set[str]] = {
     "models": LOW,
     "engines": LOW,
     "generate": PARTS | {"engines"},
+    "adapt": PARTS | {"engines"},
     "train": PARTS,
     "evaluate": PARTS,
     "export": PARTS | {"engines"},
     "search": PARTS | {"generate", "train", "evaluate"},
+    "poc": PARTS | {"generate", "train", "evaluate"},
     "report": PARTS | {"generate", "train", "evaluate", "__version__"},
     "doctor": LOW,
     "process": {"config", "__version__"},
-    "cli": PARTS | {"process", "engines", "generate", "train", "evaluate", "export", "search", "report", "doctor"},
+    "cli": PARTS
+    | {"process", "engines", "generate", "adapt", "train", "evaluate", "export", "search", "poc", "report", "doctor"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MOST_LINES = 400

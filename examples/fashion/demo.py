@@ -2,21 +2,21 @@
 
     python -m examples.fashion.demo --out runs/demo
 
-Paints pictures of every kind of garment, trains encoders on the same number of pictures (real, synthetic, both) and
-measures them on real test photos beside raw pixels and an untrained encoder. Run again, it goes on where it stopped.
+Makes prompts of every kind of garment, takes as many real photos, and asks stablerep.poc: encoders are trained on the
+same number of pictures (real, synthetic, both) and measured on real test photos beside raw pixels and an untrained
+encoder. Run again, it goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -26,8 +26,8 @@ from examples.fashion.captions import all_captions
 from stablerep import atomic
 from stablerep.config import UserError
 from stablerep.data.labelled import FASHION_MNIST_CLASSES, fashion_mnist
-from stablerep.report import Report, write_report
-from stablerep.shards import read_pictures
+from stablerep.poc.split import spread
+from stablerep.report.words import answer
 
 NUM_PROMPTS, IMAGES_PER_PROMPT = 200, 20
 NUM_IMAGES = NUM_PROMPTS * IMAGES_PER_PROMPT  # seen by each trained encoder, whatever they are
@@ -39,6 +39,7 @@ TRAINING = {
     "image_size": 32,
     "batch_size": 256,
     "steps": 500,
+    "views_per_prompt": 4,
     "base_lr": 2e-3,
     "warmup": 0.1,
     "head_hidden": 512,
@@ -47,11 +48,13 @@ TRAINING = {
     "blur": 0.0,  # 32 pixels have no detail to spare
 }
 MAX_TRAIN = 10_000  # labelled photos that the probes learn from; all 10,000 test photos are asked
-# Pictures lie in two halves, a and b, so that the mixed run takes half of each kind.
-RUNS: dict[str, dict[str, Any]] = {
-    "simclr_real": {"objective": "simclr", "data": ("real",)},
-    "stablerep_synthetic": {"objective": "stablerep", "data": ("synthetic_a", "synthetic_b"), "views_per_prompt": 4},
-    "stablerep_hybrid": {"objective": "stablerep", "data": ("synthetic_a", "real/a"), "views_per_prompt": 4},
+# What the results call the arms of the proof of concept.
+FEATURES = {
+    "pixels": "pixels",
+    "untrained": "untrained",
+    "real": "simclr_real",
+    "synthetic": "stablerep_synthetic",
+    "hybrid-0.5": "stablerep_hybrid",
 }
 NAMES = {
     "pixels": "raw pixels",
@@ -60,7 +63,6 @@ NAMES = {
     "stablerep_synthetic": "StableRep on synthetic",
     "stablerep_hybrid": "StableRep on half of each",
 }
-NUM_STEPS = 3 + len(RUNS) + len(NAMES)
 
 
 def main() -> None:
@@ -74,123 +76,71 @@ def main() -> None:
 
 
 def demo(out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    clock = Clock(out / "seconds.json")
-    clock.run("inputs", "choose prompts and real photos", lambda: choose_inputs(out))
-    for half in "ab":
-        clock.run(f"paint_{half}", f"paint pictures, half {half}", lambda half=half: paint(out, half))
-    for run in RUNS:
-        clock.run(f"train_{run}", f"train {NAMES[run]}", lambda run=run: train(out, run))
-    results = [
-        {"features": features, "images": NUM_IMAGES if features in RUNS else 0}
-        | clock.run(f"measure_{features}", f"measure {name}", lambda features=features: measure(out, features))
-        | {"seconds": round(cost(features, clock.seconds), 1)}
-        for features, name in NAMES.items()
-    ]
+    console, inputs = Console(highlight=False), out / "inputs"
+    choose_inputs(inputs)
+    found = stablerep.poc(
+        prompts=inputs / "prompts.txt",
+        real=str(inputs / "photos"),
+        measure_on="fashion-mnist",
+        out=out,
+        budget_pictures=NUM_IMAGES,
+        num_images_per_prompt=IMAGES_PER_PROMPT,
+        arms=("pixels", "untrained", "real", "synthetic", "hybrid"),
+        real_share=0.5,
+        equal_cost=False,
+        seeds=1,
+        seed=SEED,
+        max_train=MAX_TRAIN,
+        train=str(inputs / "train.yaml"),
+        **SAMPLING,
+    )
+    results = [result_of(out, arm) for arm in found["arms"]]
     atomic.write(out / "results.json", json.dumps(results, indent=1))
-    write_report(make_report(out, results, clock.costs()), out / "report.html")
-    clock.console.print(table(results))
-    clock.console.print(answer(results))
-    clock.console.print(f"together {sum(clock.seconds.values()):.0f} s; the report: {out / 'report.html'}")
+    page = stablerep.report(run=out)
+    console.print(table(results))
+    console.print(answer(found))
+    seconds = sum(step["seconds"] for step in found["costs"]["steps"])
+    console.print(f"together {seconds:.0f} s; the report: {page}")
 
 
-class Clock:
-    """Says each step before it starts and keeps what it took, also over a stop and a rerun."""
+def choose_inputs(folder: Path) -> None:
+    """Prompts for every garment in equal parts, as many real photos as pictures will be painted, and the settings.
 
-    def __init__(self, path: Path) -> None:
-        self.console = Console(highlight=False)
-        self.seconds: dict[str, float] = {}
-        self._titles: dict[str, str] = {}
-        self._path = path
-        self._done: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-        self._number = itertools.count(1)
-
-    def run(self, key: str, title: str, work: Callable[[], Any]) -> Any:
-        self.console.print(f"[bold]{next(self._number)}/{NUM_STEPS} {title}[/bold]")
-        start = time.perf_counter()
-        result = work()
-        # A step that was finished before returns at once: its cost is what it took then.
-        self._titles[key] = title
-        self.seconds[key] = self._done.setdefault(key, round(time.perf_counter() - start, 1))
-        atomic.write(self._path, json.dumps(self._done, indent=1))
-        return result
-
-    def costs(self) -> list[tuple[str, float]]:
-        """Each step's title and seconds, in the order they ran."""
-        return [(self._titles[key], seconds) for key, seconds in self.seconds.items()]
-
-
-def choose_inputs(out: Path) -> None:
-    """Prompts for every garment in equal parts, and as many real photos as pictures will be painted."""
+    The demo's pictures have long been painted and mixed in two halves, which its draw made. They lie where the draw of
+    the proof of concept looks for its first half and its second, so that its numbers stay what they were.
+    """
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(SEED)
     captions = np.array([str(caption) for caption in all_captions(FASHION_MNIST_CLASSES)])
     of_garment = captions.reshape(len(FASHION_MNIST_CLASSES), -1)
-    chosen = [draw.choice(row, NUM_PROMPTS // len(of_garment), replace=False) for row in of_garment]
-    for half, first in zip("ab", (0, 1), strict=True):
-        lines = [f"{caption}\n" for row in chosen for caption in row[first::2]]
-        (out / f"prompts_{half}.txt").write_text("".join(lines))
+    chosen = np.array([draw.choice(row, NUM_PROMPTS // len(of_garment), replace=False) for row in of_garment])
+    order = spread(np.repeat(FASHION_MNIST_CLASSES, chosen.shape[1]).tolist(), SEED)
+    prompts = np.empty(order.size, chosen.dtype)
+    for first, places in zip((0, 1), np.split(order, 2), strict=True):
+        prompts[np.sort(places)] = chosen[:, first::2].ravel()
+    atomic.write(folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
 
     photos = fashion_mnist("train")
-    numbers = draw.choice(len(photos), NUM_IMAGES, replace=False)
-    for half, of_half in zip("ab", np.split(numbers, 2), strict=True):
-        folder = out / "real" / half
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in of_half:
-            path = folder / f"{number:05}.png"
-            if not path.exists():
-                Image.fromarray(photos.images[number]).save(path)
+    halves = np.split(draw.choice(len(photos), NUM_IMAGES, replace=False), 2)
+    numbers = np.concatenate([np.sort(half) for half in halves])
+    for place, number in zip(spread([""] * NUM_IMAGES, SEED), numbers, strict=True):
+        path = folder / "photos" / f"{place:05}.png"
+        if not path.exists():
+            Image.fromarray(photos.images[number]).save(path)
+    atomic.write(folder / "train.yaml", yaml.safe_dump(TRAINING, sort_keys=False))
 
 
-def paint(out: Path, half: str) -> None:
-    stablerep.generate(
-        prompts=out / f"prompts_{half}.txt",
-        out=out / f"synthetic_{half}",
-        num_images_per_prompt=IMAGES_PER_PROMPT,
-        seed=SEED + "ab".index(half),  # prompt ids begin at 0 in both halves; their noise should differ
-        **SAMPLING,
-    )
-
-
-def train(out: Path, run: str) -> None:
-    fields = RUNS[run] | {"data": tuple(str(out / name) for name in RUNS[run]["data"])}
-    stablerep.train(out=out / run, seed=SEED, **fields, **TRAINING)
-
-
-def measure(out: Path, features: str) -> dict[str, float]:
-    checkpoint = {"pixels": "pixels", "untrained": f"untrained:{ARCH}"}.get(features, str(out / features))
-    size = TRAINING["image_size"] if features == "untrained" else None  # a trained encoder brings its own
-    measured = stablerep.evaluate(
-        checkpoint=checkpoint,
-        data="fashion-mnist",
-        out=out / "measured" / features,
-        image_size=size,
-        max_train=MAX_TRAIN,
-        seed=SEED,
-    )
-    return {name: round(measured[name], 2) for name in ("linear_top1", "few_shot_10", "few_shot_10_ci95", "knn_top1")}
-
-
-def cost(features: str, seconds: Mapping[str, float]) -> float:
-    """Seconds to paint the pictures a run saw and to train on them."""
-    if features not in RUNS:
-        return 0.0
-    halves = [name[-1] for name in RUNS[features]["data"] if name.startswith("synthetic")]
-    return seconds[f"train_{features}"] + sum(seconds[f"paint_{half}"] for half in halves)
-
-
-def answer(results: Sequence[Mapping[str, Any]]) -> str:
-    """The result in a sentence, whichever it is."""
-    few_shot = {row["features"]: (row["few_shot_10"], row["few_shot_10_ci95"]) for row in results}
-    synthetic, real = few_shot["stablerep_synthetic"], few_shot["simclr_real"]
-    gap = synthetic[0] - real[0]
-    if abs(gap) <= max(synthetic[1], real[1]):
-        verdict = "as good as"
-    else:
-        verdict = f"{abs(gap):.1f} points {'better' if gap > 0 else 'worse'} than"
-    return (
-        f"With ten labelled photos a class, an encoder trained on {NUM_IMAGES:,} synthetic pictures alone is {verdict} "
-        f"one trained on {NUM_IMAGES:,} real photos ({synthetic[0]:.1f} and {real[0]:.1f} % of real test photos right)."
-    )
+def result_of(out: Path, arm: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm's line of results.json; its seconds are those of painting what it saw and of training on it."""
+    (seed,) = arm["seeds"]
+    measured = json.loads((out / seed["measured"] / "results.json").read_text())
+    columns = ("linear_top1", "few_shot_10", "few_shot_10_ci95", "knn_top1")
+    return {
+        "features": FEATURES[arm["name"]],
+        "images": arm["images"],
+        **{name: round(measured[name], 2) for name in columns},
+        "seconds": round(seed["seconds"]["paint"] + seed["seconds"]["train"], 1),
+    }
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> Table:
@@ -207,32 +157,6 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['seconds']:.0f}" if row["images"] else "-",
         )
     return rows
-
-
-def make_report(out: Path, results: Sequence[Mapping[str, Any]], costs: list[tuple[str, float]]) -> Report:
-    pictures: dict[str, list[bytes]] = {}
-    for row, data in read_pictures(out / "synthetic_a"):
-        pictures.setdefault(row["prompt"], []).append(data)
-    every = len(pictures) // 20
-    return Report(
-        title="Is synthetic data worth it? Garments, 32x32",
-        answer=answer(results),
-        pictures={prompt: pictures[prompt][:10] for prompt in list(pictures)[::every][:20]},
-        losses={run: read_losses(out / run / "metrics.jsonl") for run in RUNS},
-        results=results,
-        names=NAMES,
-        costs=costs,
-        settings={
-            "pictures": f"{NUM_PROMPTS} prompts, {IMAGES_PER_PROMPT} a prompt, {SAMPLING}",
-            "encoder and training": str(TRAINING),
-            "labelled photos": f"{MAX_TRAIN:,} for the probes, 10,000 test photos",
-        },
-    )
-
-
-def read_losses(path: Path) -> list[tuple[int, float]]:
-    lines = (json.loads(line) for line in path.read_text().splitlines())
-    return [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
 
 
 if __name__ == "__main__":

@@ -63,6 +63,13 @@ class LabelledSet:
     def take(self, rows: NDArray[np.int64]) -> LabelledSet:
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
+    def digest(self) -> str:
+        """Of all pixels and labels."""
+        digest = hashlib.sha256(repr((self.class_names, self.images.shape)).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
     def pictures(self, batch_size: int, device: torch.device) -> Iterator[Tensor]:  # uint8 [B, H, W, 3]
         yield from torch.from_numpy(self.images).split(batch_size)
 
@@ -103,9 +110,17 @@ class LabelledFiles:
     def where(self, row: int) -> str:
         return self.index.where(int(self.rows[row]))
 
-    def stamps(self) -> list[tuple[str, int, int, int]]:
-        """Name, size and time of each file and the picture's label: enough to see that a photo was replaced."""
-        return [(*_stamp(self.index, int(row)), int(label)) for row, label in zip(self.rows, self.labels, strict=True)]
+    def digest(self) -> str:
+        """Of name, size, time and label of each photo: enough to see that one was replaced."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        times: dict[int, int] = {}
+        for row, label in zip(self.rows.tolist(), self.labels.tolist(), strict=True):
+            number = int(self.index.file[row])
+            if number not in times:
+                file = self.index.files[number]
+                times[number] = file.stat().st_mtime_ns if isinstance(file, Path) and file.exists() else 0
+            digest.update(f"{self.index.where(row)}\n{self.index.size[row]} {times[number]} {label}\n".encode())
+        return digest.hexdigest()
 
 
 Photos = LabelledSet | LabelledFiles
@@ -286,12 +301,6 @@ def _drawn(labels: NDArray[np.int64], units: NDArray[np.int64], share: float, se
     sizes = np.bincount(of_unit)
     wanted = np.where(sizes > 1, np.clip(np.round(share * sizes), 1, sizes - 1), 0)
     return (rank_in_class(of_unit, seed) < wanted[of_unit])[inverse]
-
-
-def _stamp(index: ImageIndex, image: int) -> tuple[str, int, int]:
-    file = index.files[index.file[image]]
-    time = file.stat().st_mtime_ns if isinstance(file, Path) and file.exists() else 0
-    return index.where(image), int(index.size[image]), time
 
 
 def rank_in_class(labels: NDArray[np.int64], *seed: int) -> NDArray[np.int64]:

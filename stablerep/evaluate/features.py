@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ GREY_BATCH = 256  # photos looked at together
 class Features:
     """The features of those photos that could be decoded."""
 
-    x: Tensor  # [N, D] float32 on the device
+    x: Tensor  # [N, D] float32 on the device; of a large set float16 in a file
     y: Tensor  # [N] int64 on the device
     left_out: NDArray[np.int64]  # rows of the photos that could not be decoded
+    from_cache: bool = False
 
 
 def features_of(
@@ -39,8 +41,11 @@ def features_of(
     title: str = "features",
     show: bool = True,
     strict: bool = False,
+    allocate: Callable[[int, int], Tensor] | None = None,
 ) -> Features:
     """The features of each photo. bfloat16 on CUDA, float32 elsewhere.
+
+    allocate gives what they are written to: [photos, width] of any float type, anywhere; else float32 on the device.
 
     Photos of one size are made square as the transform says; of others the middle is cut out first, at the size that
     the transform wants. The encoder is left on the device, in eval mode.
@@ -58,7 +63,7 @@ def features_of(
             with torch.inference_mode(), bf16:
                 rows = encoder(images.contiguous(memory_format=torch.channels_last))
             if features is None:  # made outside inference mode: the probes take gradients through it
-                features = torch.empty(len(photos), rows.shape[1], device=device)
+                features = (allocate or _on(device))(len(photos), rows.shape[1])
             features[done : done + len(rows)] = rows
             done += len(rows)
             bar.update(done + len(left_out))
@@ -66,6 +71,10 @@ def features_of(
         raise UserError(f"none of {len(photos)} photos can be decoded" if len(photos) else "there are no photos")
     kept = np.setdiff1d(np.arange(len(photos)), left_out)
     return Features(features[:done], torch.from_numpy(photos.labels[kept]).to(device), np.array(left_out, np.int64))
+
+
+def _on(device: torch.device) -> Callable[[int, int], Tensor]:
+    return lambda rows, width: torch.empty(rows, width, device=device)
 
 
 def _batches(
@@ -121,19 +130,13 @@ def _middle(picture: Tensor, transform: InputTransform) -> Tensor:  # uint8 [H, 
 def _damaged(pictures: list[Tensor | None], photos: Photos, start: int, strict: bool) -> list[int]:
     damaged = [row for row, picture in enumerate(pictures, start) if picture is None]
     if damaged and strict:
-        assert isinstance(photos, LabelledFiles)
-        raise UserError(f"--strict: {photos.where(damaged[0])} cannot be decoded; mend or remove it")
+        raise_strict(photos, damaged[0])
     return damaged
 
 
-def standardiser(x: Tensor) -> tuple[Tensor, Tensor]:  # [N, D] -> [D] shift, [D] scale
-    """(x - shift) * scale has mean 0 and deviation 1 in each column; a constant column becomes 0.
-
-    The same as a BatchNorm without weights that has seen all of x.
-    """
-    shift, deviation = x.mean(0), x.std(0, unbiased=False)
-    constant = deviation <= 1e-6 * x.abs().amax(0)  # rounding leaves a little deviation in a constant column
-    return shift, torch.where(constant, 0.0, 1.0 / deviation)
+def raise_strict(photos: Photos, row: int) -> NoReturn:
+    assert isinstance(photos, LabelledFiles)
+    raise UserError(f"--strict: {photos.where(row)} cannot be decoded; mend or remove it")
 
 
 class Pixels(nn.Module):

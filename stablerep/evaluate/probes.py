@@ -1,35 +1,36 @@
-"""The probes together, from features and labels to the numbers of the table; and the nearest neighbours."""
+"""The probes together, from features and labels to the numbers of the table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from stablerep.config import UserError
-from stablerep.data.labelled import rank_in_class
 from stablerep.evaluate import few_shot, linear
+from stablerep.evaluate.folds import Answers, Fold, draw_folds
+from stablerep.evaluate.knn import NEIGHBOURS, knn_top1, knn_votes
+from stablerep.evaluate.scores import Answer
+from stablerep.evaluate.standard import Standardised, as_they_are, standardiser
 
-HELD_OUT = 0.1
-NEIGHBOURS = (10, 20, 100, 200)
-TEMPERATURE = 0.07  # of the neighbours' votes
-BLOCK_ELEMENTS = 32 * 2**20  # similarities held at once: 128 MiB of float32
+__all__ = ["knn_top1", "probe_features"]
+
+SEEDS = 3  # shuffles of the final linear fit, whose spread is reported
+KNN_ASKED = 10_000  # held-out photos that choose k
+FINITE_BLOCK = 65_536
+BASIC = ("linear", "knn", "few-shot")
 
 
-class Probes(TypedDict):
-    """Percent of the test photos named right, and how each probe was set."""
+@dataclass(frozen=True)
+class Probed:
+    """The numbers, by their names in results.json, and what each probe answered for each test photo."""
 
-    linear_top1: float
-    linear_lr: float
-    few_shot_10: float | None  # None: a class has fewer than 10 training photos
-    few_shot_10_ci95: float | None
-    knn_top1: float
-    knn_k: int
+    numbers: dict[str, Any]
+    answers: dict[str, Answer]
 
 
 def probe_features(
@@ -40,80 +41,128 @@ def probe_features(
     *,
     seed: int,
     epochs: int = 90,
+    batch_norm: str = "yes",
     show: bool = False,
-) -> Probes:
+) -> dict[str, Any]:
     """Linear probe, nearest neighbours and few-shot of frozen features, where the features are (CPU or CUDA).
 
-    The linear probe's learning rate and the k of the neighbours are chosen on a held-out tenth of the training photos;
-    with them the probes are fitted again to all training photos. Test labels are used for the final numbers alone.
-    The same seed gives the same numbers.
+    The linear probe's learning rate and the k of the neighbours are chosen on folds of the training photos; with them
+    the probes are fitted again to all of these. Test labels are used for the final numbers alone. The same seed gives
+    the same numbers: linear_top1, linear_lr, linear_top1_seeds, few_shot_10 and few_shot_10_ci95 (None where a class
+    has fewer than 10 training photos), knn_top1, knn_k, ...
 
     Raises:
         ValueError: lengths or widths that do not belong together.
         UserError: one class only, no class with two training photos, features that are not finite, or a class that only
             the test photos have.
     """
-    _check(train_x, train_y, test_x, test_y)
-    train_x, test_x = train_x.float(), test_x.float()
+    options: dict[str, Any] = {"seed": seed, "epochs": epochs, "batch_norm": batch_norm, "show": show}
+    return probe(train_x, train_y, test_x, test_y, BASIC, **options).numbers
+
+
+def probe(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    protocols: Collection[str],
+    *,
+    seed: int,
+    epochs: int = 90,
+    batch_norm: str = "yes",
+    show: bool = False,
+) -> Probed:
+    """The same for some of `linear`, `knn` and `few-shot`; numbers of the others are None."""
+    check_features(train_x, train_y, test_x, test_y)
     classes = int(train_y.max()) + 1
     labels = train_y.cpu().numpy()
-    held = torch.from_numpy(held_out(labels, seed)).to(train_x.device)
-    kept_x, kept_y, held_x, held_y = train_x[~held], train_y[~held], train_x[held], train_y[held]
-
-    grid = linear.fit(kept_x, kept_y, classes, epochs=epochs, seed=seed, show=show)
-    lr = linear.LEARNING_RATES[int(grid.top1(held_x, held_y).argmax())]
-    final = linear.fit(train_x, train_y, classes, (lr,), epochs=epochs, seed=seed, show=show)
-
-    k = NEIGHBOURS[int(knn_top1(kept_x, kept_y, held_x, held_y, classes).argmax())]
-    few_mean = few_interval = None
-    if np.bincount(labels)[np.unique(labels)].min() >= few_shot.PER_CLASS:
-        few_mean, few_interval = few_shot.top1(train_x, train_y, test_x, test_y, classes, seed=seed)
-    return Probes(
-        linear_top1=final.top1(test_x, test_y).item(),
-        linear_lr=lr,
-        few_shot_10=few_mean,
-        few_shot_10_ci95=few_interval,
-        knn_top1=knn_top1(train_x, train_y, test_x, test_y, classes, (k,)).item(),
-        knn_k=k,
+    folds = draw_folds(labels, seed, train_x.device)
+    numbers: dict[str, Any] = dict.fromkeys(
+        ("linear_top1", "linear_lr", "few_shot_10", "few_shot_10_ci95", "knn_top1", "knn_k")
     )
+    answers: dict[str, Answer] = {}
+    if "linear" in protocols:
+        found, answers["linear"] = _linear(
+            train_x, train_y, test_x, test_y, classes, folds, seed, epochs, batch_norm, show
+        )
+        numbers |= found
+    if "few-shot" in protocols and np.bincount(labels)[np.unique(labels)].min() >= few_shot.PER_CLASS:
+        mean, interval = few_shot.top1(train_x, train_y, test_x, test_y, classes, seed=seed)
+        numbers |= {"few_shot_10": mean, "few_shot_10_ci95": interval}
+    if "knn" in protocols:
+        found, answers["knn"] = _knn(train_x, train_y, test_x, test_y, classes, folds)
+        numbers |= found
+    return Probed(numbers, answers)
 
 
-@torch.no_grad()
-def knn_top1(
-    train_x: Tensor,  # [N, D]
-    train_y: Tensor,  # [N] int64 in 0..classes-1
-    test_x: Tensor,  # [M, D]
-    test_y: Tensor,  # [M]
+def _linear(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
     classes: int,
-    neighbours: Sequence[int] = NEIGHBOURS,
-    block_elements: int = BLOCK_ELEMENTS,
-) -> Tensor:  # [len(neighbours)] percent
-    """Nearest neighbours: each of the k most similar training photos votes for its label with exp(cosine / 0.07).
+    folds: list[Fold],
+    seed: int,
+    epochs: int,
+    batch_norm: str,
+    show: bool,
+) -> tuple[dict[str, Any], Answer]:
+    """The rate is chosen on the folds, and whether there is a BatchNorm where that is left to choose."""
+    rates = linear.LEARNING_RATES
+    options: dict[str, Any] = {"epochs": epochs, "show": show}
+    ways = {"yes": (True,), "no": (False,), "choose": (True, False)}[batch_norm]
+    forms = {way: Standardised(train_x, *(standardiser(train_x) if way else as_they_are(train_x))) for way in ways}
+    runs = [linear.Run(fold.kept, seed + number) for number, fold in enumerate(folds)]
+    tried: dict[bool, Answers] = {}
+    for way, rows in forms.items():
+        title = f"linear probe, {len(rates)} rates on {len(folds)} folds"
+        tried[way] = Answers(len(train_y), len(rates), train_x.device)
+        for fold, fitted in zip(
+            folds, linear.fit_runs(rows, train_y, classes, runs, rates, title=title, **options), strict=True
+        ):
+            held = fold.held
+            tried[way].add(held, fitted.right(train_x[held], train_y[held]))
+    chosen = {way: each.best_of_curve() for way, each in tried.items()}
+    way = max(ways, key=lambda way: tried[way].percent()[chosen[way]])  # of equals with BatchNorm
+    lr = rates[chosen[way]]
 
-    k beyond N means all N.
-    """
-    train_x, test_x = F.normalize(train_x), F.normalize(test_x)
-    most = min(max(neighbours), len(train_x))
-    right = torch.zeros(len(neighbours), device=train_x.device)
-    block = max(1, block_elements // len(train_x))
-    for rows, labels in zip(test_x.split(block), test_y.split(block), strict=True):
-        similarity, nearest = (rows @ train_x.T).topk(most)  # [B, most], most alike first
-        votes = (similarity / TEMPERATURE).exp()
-        for i, k in enumerate(neighbours):
-            scores = votes.new_zeros(len(rows), classes)
-            scores.scatter_add_(1, train_y[nearest[:, :k]], votes[:, :k])
-            right[i] += (scores.argmax(1) == labels).sum()
-    return 100 * right / len(test_x)
+    everyone = torch.arange(len(train_y), device=train_x.device)
+    finals = linear.fit_runs(
+        forms[way], train_y, classes, [linear.Run(everyone, seed + number) for number in range(SEEDS)], (lr,), **options
+    )
+    scores = torch.cat([finals[0].scores(rows)[0] for rows in test_x.split(linear.BLOCK)])
+    seeds = [final.top1(test_x, test_y).item() for final in finals]
+    numbers = {
+        "linear_top1": seeds[0],
+        "linear_lr": lr,
+        "linear_batch_norm": way,
+        "linear_folds": len(folds),
+        "linear_rates": {
+            str(rate): round(percent, 2) for rate, percent in zip(rates, tried[way].percent(), strict=True)
+        },
+        "linear_top1_seeds": seeds,
+    }
+    return numbers, Answer.of_scores(scores)
 
 
-def held_out(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:  # [N] -> [N]
-    """A tenth of each class, drawn by seed; of a small class one photo, of a single photo none."""
-    sizes = np.bincount(labels)
-    wanted = np.where(sizes > 1, np.maximum(1, np.round(HELD_OUT * sizes)), 0)
-    return rank_in_class(labels, seed) < wanted[labels]
+def _knn(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, folds: list[Fold]
+) -> tuple[dict[str, Any], Answer]:
+    tried = Answers(len(train_y), len(NEIGHBOURS), train_x.device)
+    for fold in folds:
+        hidden = torch.zeros_like(train_y, dtype=torch.bool).index_fill_(0, fold.held, True)
+        held = fold.held[:KNN_ASKED]
+        for rows, votes in knn_votes(train_x, train_y, train_x[held], classes, NEIGHBOURS, hidden=hidden):
+            asked = held[rows]
+            tried.add(asked, (votes.argmax(-1) == train_y[asked]).T)
+    k = NEIGHBOURS[tried.best()]
+    votes = torch.cat([votes[0] for _, votes in knn_votes(train_x, train_y, test_x, classes, (k,))])
+    answer = Answer(votes.argmax(1), votes.amax(1) / votes.sum(1))
+    return {"knn_top1": 100 * (answer.named == test_y).double().mean().item(), "knn_k": k}, answer
 
 
-def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
+def check_features(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
+    """Raise a ValueError or UserError where these cannot be probed."""
     if train_x.ndim != 2 or test_x.ndim != 2 or train_x.shape[1] != test_x.shape[1]:
         raise ValueError(f"features must be [N, D] and [M, D], got {list(train_x.shape)} and {list(test_x.shape)}")
     if train_y.shape != train_x.shape[:1] or test_y.shape != test_x.shape[:1]:
@@ -121,8 +170,11 @@ def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> 
             f"one label a row: {list(train_y.shape)} labels for {list(train_x.shape)} training features, "
             f"{list(test_y.shape)} for {list(test_x.shape)} test features"
         )
-    if not (train_x.isfinite().all() and test_x.isfinite().all()):
-        raise UserError("the features hold values that are not finite; the encoder's training has diverged")
+    if not all(block.isfinite().all() for x in (train_x, test_x) for block in x.split(FINITE_BLOCK)):
+        raise UserError(
+            "the features hold values that are not finite (of a large set: beyond float16); the encoder's training has "
+            "diverged"
+        )
     if len(test_x) == 0:
         raise UserError("there are no test photos")
     sizes = train_y.unique(return_counts=True)[1]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import numpy as np
 from torch import nn
 
 from stablerep import atomic, distributed, run_folder
@@ -25,14 +25,20 @@ from stablerep.data.labelled import (
     open_labelled,
 )
 from stablerep.data.picture_files import counted
+from stablerep.data.torchvision_sets import is_torchvision, metric_of, open_torchvision
+from stablerep.evaluate.compare import PREDICTIONS, RESULTS
 from stablerep.evaluate.config import PIXELS, EvaluateConfig
-from stablerep.evaluate.features import create_baseline, features_of, is_baseline, is_grey
-from stablerep.evaluate.probes import probe_features
+from stablerep.evaluate.feature_cache import FeatureCache, default_folder
+from stablerep.evaluate.features import create_baseline, is_baseline, is_grey
+from stablerep.evaluate.measure import Question, measure
+from stablerep.evaluate.overlap import find_overlap
+from stablerep.evaluate.scores import describe, to_arrays
+from stablerep.evaluate.zero_shot import exported_folder, read_templates
 from stablerep.models import InputTransform, load_encoder
 
-RESULTS, SPLIT = "results.json", "split.csv"
+SPLIT = "split.csv"
 NAMED = 5  # damaged photos in a line
-FREE = ("out", "device", "batch_size")  # where and how it is computed, not what
+FREE = ("out", "device", "batch_size", "feature_cache", "download")  # where and how it is computed, not what
 PIXELS_SIZE, UNTRAINED_SIZE = 32, 224  # of a folder's photos, where neither the user nor an encoder has one
 
 
@@ -47,15 +53,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     start = time.perf_counter()
     out = Path(config.out)
     _check_folder(out, config)
-    data = None if config.data in NAMED_SETS else open_labelled(config.data, config.seed)
-    inputs = fingerprint([_encoder_files(Path(config.checkpoint)), _stamps(data)])
+    _check_protocols(config)
+    data = None if config.data in NAMED_SETS else _open_data(config)
+    inputs = fingerprint([_encoder_files(Path(config.checkpoint)), _digests(data)])
     if (earlier := _read_results(out / RESULTS)).get("inputs") == inputs:
         return earlier
 
     with distributed.start(config.device) as device:
+        data = data or open_labelled(config.data)
+        overlap = find_overlap(data.train, data.test)
+        if overlap and not config.allow_overlap and not is_torchvision(config.data):  # whose split is the field's own
+            raise overlap.refuse(config.data)
         trained = None if is_baseline(config.checkpoint) else _open_checkpoint(config)
         trained_range = trained[1].bit_range if trained else None
-        data = _with_bit_range(data or open_labelled(config.data), config.bit_range, trained_range)
+        data = _with_bit_range(data, config.bit_range, trained_range)
         train, test = draw(data.train, config.max_train, config.seed), data.test
         size = config.image_size or (trained[1].image_size if trained else _default_size(config.checkpoint, train))
         encoder, transform = trained or create_baseline(
@@ -64,48 +75,55 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             grey=config.checkpoint == PIXELS and is_grey(train) and is_grey(test),
             seed=config.seed,
         )
-
         loaded = time.perf_counter()
+        cache = FeatureCache(config.feature_cache or default_folder())
         options: dict[str, Any] = {"device": device, "batch_size": config.batch_size, "strict": config.strict}
-        seen = {
-            split: features_of(
-                encoder, transform, photos, title=f"features of {len(photos):,} {split} photos", **options
-            )
+        seen = [
+            cache.get(encoder, transform, photos, title=f"features of {len(photos):,} {split} photos", **options)
             for split, photos in (("train", train), ("test", test))
-        }
-        extracted = time.perf_counter()
-        probes = probe_features(
-            seen["train"].x, seen["train"].y, seen["test"].x, seen["test"].y,
-            seed=config.seed, epochs=config.epochs, show=True,
-        )  # fmt: skip
+        ]
+    if seen[0] is None or seen[1] is None:  # another rank than the first, which has all features and goes on alone
+        return {}
+    extracted = time.perf_counter()
+    question = Question(config, encoder, transform, train, test, seen[0], seen[1], device)
+    probed = measure(question)
     end = time.perf_counter()
     left_out = [
         photos.where(int(row))
-        for split, photos in (("train", train), ("test", test))
+        for photos, features in ((train, seen[0]), (test, seen[1]))
         if isinstance(photos, LabelledFiles)
-        for row in seen[split].left_out
+        for row in features.left_out
     ]
     bit_range = train.bit_range if isinstance(train, LabelledFiles) else None
+    labels = seen[1].y
     results = {
         "checkpoint": config.checkpoint,
         "data": config.data,
-        "train_photos": len(seen["train"].y),
-        "test_photos": len(seen["test"].y),
+        "train_photos": len(seen[0].y),
+        "test_photos": len(seen[1].y),
         "classes": len(train.class_names),
         "damaged_photos": left_out,
         "files_not_read": dict(data.not_read),
+        "photos_on_both_sides": overlap.count if overlap else 0,
         "split": "drawn" if data.was_drawn else "given",
         "bit_range": [bit_range.low, bit_range.high] if bit_range else None,
-        "feature_width": seen["train"].x.shape[1],
-        **probes,
+        "metric": metric_of(config.data),
+        "feature_width": seen[0].x.shape[1],
+        **probed.numbers,
+        "probes": {
+            name: describe(answer, labels, train.class_names, config.seed) for name, answer in probed.answers.items()
+        },
         "seconds": round(end - start, 2),
         "feature_seconds": round(extracted - loaded, 2),
         "probe_seconds": round(end - extracted, 2),
+        "features": "cached" if seen[0].from_cache and seen[1].from_cache else "computed",
+        "feature_cache": str(cache.folder),
         "device": str(device),
+        "test_digest": test.digest()[:16],
         "inputs": inputs,
         "config": configs.to_dict(config),
     }
-    _write(config, results, out)
+    _write(config, results, out, to_arrays(probed.answers, labels, len(test), seen[1].left_out))
     if data.was_drawn:
         data.save_split(out / SPLIT)
     return results
@@ -123,28 +141,14 @@ def notes(results: dict[str, Any]) -> list[str]:
     if results["split"] == "drawn":
         sides = f"{results['train_photos']:,} and {results['test_photos']:,} photos"
         lines.append(f"the split into {sides} was drawn: {results['config']['out']}/{SPLIT}")
+    if both := results["photos_on_both_sides"]:
+        were = "1 test photo is a training photo" if both == 1 else f"{both:,} test photos are training photos"
+        lines.append(f"{were} too: the numbers flatter")
+    if results["features"] == "cached":
+        lines.append(f"features were read from {results['feature_cache']}")
     if results["bit_range"]:
         lines.append("values {:g} to {:g} shown as black to white (--bit-range)".format(*results["bit_range"]))
     return lines
-
-
-def table(*results: dict[str, Any]) -> Table:
-    """A row an evaluation, for the terminal; the few-shot column with its 95 % interval."""
-    shown = Table(title=f"top-1 on {results[0]['test_photos']:,} test photos of {results[0]['data']}, %")
-    shown.add_column("features", overflow="fold")
-    for column in ("photos", "linear", "10 a class", "kNN", "seconds"):
-        shown.add_column(column, justify="right")
-    for row in results:
-        few = row["few_shot_10"]
-        shown.add_row(
-            row["checkpoint"],
-            f"{row['train_photos']:,}",
-            f"{row['linear_top1']:.1f}",
-            "too few" if few is None else f"{few:.1f} ± {row['few_shot_10_ci95']:.1f}",
-            f"{row['knn_top1']:.1f}",
-            f"{row['seconds']:.0f}",
-        )
-    return shown
 
 
 def _open_checkpoint(config: EvaluateConfig) -> tuple[nn.Module, InputTransform]:
@@ -170,10 +174,21 @@ def _with_bit_range(data: LabelledData, text: str, trained: tuple[float, float] 
     return replace(data, train=replace(train, bit_range=bit_range), test=replace(test, bit_range=bit_range))
 
 
-def _stamps(data: LabelledData | None) -> list[Any]:
-    if data is None or not isinstance(data.train, LabelledFiles) or not isinstance(data.test, LabelledFiles):
-        return []
-    return [data.train.stamps(), data.test.stamps()]
+def _open_data(config: EvaluateConfig) -> LabelledData:
+    if is_torchvision(config.data):
+        return open_torchvision(config.data, config.data_root, config.seed, download=config.download)
+    return open_labelled(config.data, config.seed)
+
+
+def _digests(data: LabelledData | None) -> list[str]:
+    return [] if data is None else [data.train.digest(), data.test.digest()]
+
+
+def _check_protocols(config: EvaluateConfig) -> None:
+    """Raise a UserError for what a protocol lacks, before any work."""
+    if "zero-shot" in config.protocol_names:
+        exported_folder(config.checkpoint)
+        read_templates(config.templates)
 
 
 def _check_folder(out: Path, config: EvaluateConfig) -> None:
@@ -209,7 +224,9 @@ def _read_results(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _write(config: EvaluateConfig, results: dict[str, Any], out: Path) -> None:
+def _write(config: EvaluateConfig, results: dict[str, Any], out: Path, arrays: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     configs.save(config, out / run_folder.CONFIG)
+    with atomic.new_file(out / PREDICTIONS) as file:
+        np.savez(file, allow_pickle=False, **arrays)
     atomic.write(out / RESULTS, json.dumps(results, indent=2) + "\n")

@@ -17,7 +17,7 @@ from stablerep.config import UserError
 from stablerep.data.encoded import resolve_bit_range
 from stablerep.data.labelled import LabelledFiles, draw, open_labelled
 from stablerep.evaluate.features import features_of
-from stablerep.evaluate.probes import knn_top1
+from stablerep.evaluate.knn import knn_top1
 from stablerep.models import InputTransform
 
 MOST_PHOTOS = 10_000  # as even over the classes as they allow

@@ -63,7 +63,7 @@ class Claims:
                 continue
             break
         if latest is not None:
-            log.info("shard %s: going on in the place of %s, which has gone", name, describe(_read(latest)))
+            log.info("%s: going on in the place of %s, which has gone", self._out / name, describe(_read(latest)))
         self._held[name] = path
         return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -55,6 +56,8 @@ BLOCK = re.compile(
 )
 ALPHA = re.compile(r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?(?:\.down)?)?\.alpha")
 
+log = logging.getLogger("stablerep.generate")
+
 
 def parse_lora(text: str) -> tuple[Path, float]:
     """`PATH:WEIGHT`, or `PATH` for weight 1, to the safetensors file and the weight.
@@ -87,8 +90,11 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 
 @torch.no_grad()
-def fuse_lora(modules: Mapping[str, nn.Module], text: str) -> str:
+def fuse_lora(modules: Mapping[str, nn.Module], text: str, weights_hash: str = "") -> str:
     """Add one `PATH:WEIGHT` to the weights of modules ("unet", "text_encoder", ...), in place.
+
+    Args:
+        weights_hash: of the model. A file of stablerep-adapt for another one of the same shapes is used, and that said.
 
     Returns:
         A digest of the file and the weight.
@@ -97,13 +103,13 @@ def fuse_lora(modules: Mapping[str, nn.Module], text: str) -> str:
         UserError: a file that cannot be read, or that holds anything that does not fit; then nothing is changed.
     """
     path, weight = parse_lora(text)
-    layers, metadata = _read(path, text)
+    layers, metadata, made_for = _read(path, text)
     flat = {prefix: _flat_names(module) for prefix, module in modules.items()}
     if "unet" in flat:
         flat["unet"] = _sgm_names(modules["unet"]) | flat["unet"]
     updates = []
     for layer_name, layer in layers.items():
-        prefix, name = _find(layer_name, flat, text, layer.key)
+        prefix, name = _find(layer_name, flat, text, layer.key, _whose(made_for))
         target = _weight_of(modules[prefix].get_submodule(name))
         assert target is not None
         if not layer.is_whole:
@@ -112,8 +118,11 @@ def fuse_lora(modules: Mapping[str, nn.Module], text: str) -> str:
             raise UserError(
                 f"--lora {text} does not fit the model: {layer.key} is for a layer of {layer.shape[0]} x "
                 f"{layer.shape[1]} weights, and {prefix}.{name} has {len(target)} x {target[0].numel()}"
+                f"{_whose(made_for)}"
             )
         updates.append((target, layer, weight * _scale(layer, prefix, name, metadata)))
+    if weights_hash and weights_hash != made_for.get("base_model_hash", weights_hash):
+        log.warning("--lora %s is used on another model than its own%s", text, _whose(made_for))
     for target, layer, scale in updates:
         target.copy_(layer.add_to(target, scale))
     digest = hashlib.sha256(path.read_bytes())
@@ -121,11 +130,13 @@ def fuse_lora(modules: Mapping[str, nn.Module], text: str) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, text: str) -> tuple[dict[str, LoraLayer], dict[str, Any]]:
+def _read(path: Path, text: str) -> tuple[dict[str, LoraLayer], dict[str, Any], dict[str, str]]:
+    """The layers, what diffusers notes of them, and what stablerep-adapt notes of the model."""
     layers: dict[str, LoraLayer] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata") or "{}")
+            made_for = file.metadata() or {}
+            metadata = json.loads(made_for.get("lora_adapter_metadata") or "{}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if not isinstance(metadata, dict):
             raise ValueError("its lora_adapter_metadata is no mapping")
@@ -147,23 +158,30 @@ def _read(path: Path, text: str) -> tuple[dict[str, LoraLayer], dict[str, Any]]:
             raise UserError(f"--lora {text}: {key} is no weight of a LoRA, LoHa or DoRA of diffusers or kohya")
     if not layers:
         raise UserError(f"--lora {text} is empty")
-    return layers, metadata
+    return layers, metadata, made_for
 
 
-def _find(layer: str, flat: Mapping[str, Mapping[str, str]], text: str, key: str) -> tuple[str, str]:
-    """The module ("unet") and the name in it of a layer as a file spells it."""
+def _whose(made_for: Mapping[str, str]) -> str:
+    """What a line says of the model that stablerep-adapt made a file for."""
+    return f"; it was made for {made_for['base_model']}" if "base_model" in made_for else ""
+
+
+def _find(layer: str, flat: Mapping[str, Mapping[str, str]], text: str, key: str, whose: str) -> tuple[str, str]:
+    """The module ("unet") and the name in it of a layer as a file spells it; whose ends the line that refuses."""
     dotted, _, rest = layer.partition(".")
     kohya = next((word for word in KOHYA_PREFIXES if not rest and layer.startswith(word + "_")), None)
     prefix, name = (KOHYA_PREFIXES[kohya], layer[len(kohya) + 1 :]) if kohya else (dotted, rest)
     if prefix not in flat:
-        raise UserError(f"--lora {text} does not fit the model: {key} is for none of its parts ({', '.join(flat)})")
+        raise UserError(
+            f"--lora {text} does not fit the model: {key} is for none of its parts ({', '.join(flat)}){whose}"
+        )
     name = name.replace(".processor.", ".").replace(".", "_")
     # Old spellings: to_out stands for its first layer; text encoders have gained and lost a level of nesting.
     spellings = (name, name + "_0", name.removeprefix("text_model_"), "text_model_" + name)
     for spelling in spellings:
         if spelling in flat[prefix]:
             return prefix, flat[prefix][spelling]
-    raise UserError(f"--lora {text} does not fit the model: its {prefix} has no layer for {key}")
+    raise UserError(f"--lora {text} does not fit the model: its {prefix} has no layer for {key}{whose}")
 
 
 def _flat_names(module: nn.Module) -> dict[str, str]:

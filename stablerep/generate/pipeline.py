@@ -66,33 +66,33 @@ class Pipeline:
         """
         return isinstance(self.tokenizer, CLIPTokenizer)
 
-    @torch.inference_mode()
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """A row a prompt; what exceeds the tokenizer's length is cut."""
+    def embed(self, prompts: list[str], *, zero_empty: bool = False) -> Conditioning:
+        """A row a prompt, with gradients; what exceeds the tokenizer's length is cut. zero_empty: no text is zeros."""
         first = _encode(self.tokenizer, self.text_encoder, prompts)
         if self.tokenizer_2 is None or self.text_encoder_2 is None:
             return Conditioning({"text": first.last_hidden_state})
         second = _encode(self.tokenizer_2, self.text_encoder_2, prompts)
         text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        text_embeds = second.text_embeds
         scale = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent
         height, width = (scale * side for side in self.latent_shape[1:])
         sizes = text.new_tensor([height, width, 0, 0, height, width])  # original, crop, target: diffusers' defaults
+        if zero_empty:
+            empty = torch.tensor([not prompt for prompt in prompts], device=text.device)
+            text = text.masked_fill(empty[:, None, None], 0)
+            text_embeds = text_embeds.masked_fill(empty[:, None], 0)
         time_ids = sizes.repeat(len(prompts), 1)
-        return Conditioning({"text": text, "text_embeds": second.text_embeds, "time_ids": time_ids})
+        return Conditioning({"text": text, "text_embeds": text_embeds, "time_ids": time_ids})
+
+    @torch.inference_mode()
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """A row a prompt; what exceeds the tokenizer's length is cut."""
+        return self.embed(prompts)
 
     @torch.inference_mode()
     def encode_negative(self, prompts: list[str]) -> Conditioning:
         """As encode, but that no text is zeros in a model that was trained so (SDXL)."""
-        conditioning = self.encode(prompts)
-        if not self.force_zeros_for_empty_prompt:
-            return conditioning
-        empty = torch.tensor([not prompt for prompt in prompts], device=conditioning.device)
-        text, text_embeds = conditioning.text, conditioning.inputs["text_embeds"]
-        zeroed = {
-            "text": text.masked_fill(empty[:, None, None], 0),
-            "text_embeds": text_embeds.masked_fill(empty[:, None], 0),
-        }
-        return Conditioning({**conditioning.inputs, **zeroed})
+        return self.embed(prompts, zero_empty=self.force_zeros_for_empty_prompt)
 
     def with_guidance(self, conditioning: Conditioning, scales: Sequence[float]) -> Conditioning:
         """Add the guidance scale of each row where the UNet takes it as an input."""
@@ -149,7 +149,7 @@ def open_pipeline(
     _check_inputs(model, opened.unet.config, opened.vae.config)
     if loras:
         modules = {name: each for name, each in opened.components.items() if isinstance(each, torch.nn.Module)}
-        digests = [fuse_lora(modules, lora) for lora in loras]
+        digests = [fuse_lora(modules, lora, weights_hash) for lora in loras]
         weights_hash = hashlib.sha256("\n".join([weights_hash, *digests]).encode()).hexdigest()[:12]
     opened.to(device)
     second = {name: getattr(opened, name) for name in ("tokenizer_2", "text_encoder_2")} if xl else {}

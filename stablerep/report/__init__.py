@@ -1,3 +1,1 @@
-from stablerep.report.page import Report, write_report
-
-__all__ = ["Report", "write_report"]
+"""What was measured, on one HTML page that holds its pictures and charts, so that it can be mailed."""

@@ -27,7 +27,7 @@ def test_is_the_logistic_regression_of_scikit_learn(problem: Problem, rows: int,
 
 def test_a_class_that_was_not_drawn_is_never_the_answer(problem: Problem) -> None:
     two = problem.train_y < 2
-    weight, bias = few_shot.logistic_regression(problem.train_x[two], problem.train_y[two], 10)
+    weight, bias = few_shot.logistic_regression(problem.train_x[two], problem.train_y[two], 10, 0.1)
     assert set((problem.test_x @ weight + bias).argmax(1).tolist()) <= {0, 1}
 
 

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from stablerep.evaluate import linear
-from stablerep.evaluate.features import standardiser
+from stablerep.evaluate.standard import standardiser
 from tests.evaluate.conftest import Problem
 
 

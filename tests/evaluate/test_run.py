@@ -17,12 +17,15 @@ from PIL import Image
 from rich.console import Console
 from timm.data import create_transform
 
+from stablerep import cli
 from stablerep.config import UserError
 from stablerep.data.labelled import fashion_mnist
 from stablerep.evaluate import run as evaluation
+from stablerep.evaluate.compare import compare
 from stablerep.evaluate.config import EvaluateConfig
 from stablerep.evaluate.features import features_of, inputs_of
-from stablerep.evaluate.run import evaluate, notes, table
+from stablerep.evaluate.run import evaluate, notes
+from stablerep.evaluate.summary import table
 from stablerep.models import InputTransform, create_encoder, load_encoder, save_exported
 
 CPU = torch.device("cpu")
@@ -259,3 +262,64 @@ print(len(found.x), peaks[1] - peaks[0])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     count, grown = done.stdout.split()
     assert int(count) == 400 and float(grown) < 300  # MB
+
+
+def test_more_protocols_in_one_run(settings: dict[str, Any], run: Path) -> None:
+    asked = {"protocols": "fine-tune,linear-augmented,logistic,retrieval", "few_shot": "3x2", "fine_tune_epochs": 6}
+    found = evaluate(EvaluateConfig(**{**settings, **asked, "epochs": 6}))
+    assert found["linear_top1"] is None and found["knn_top1"] is None
+    assert found["linear_augmented_top1"] > 50 and found["fine_tune_top1"] > 50 and found["logistic_top1"] > 70
+    assert found["retrieval_map"] > 50 and found["few_shot_episodes"]["top1"] > 60
+    assert list(found["probes"]) == ["logistic", "linear-augmented", "fine-tune"]
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(table(found))
+    text = console.export_text()
+    assert f"3x2: {found['few_shot_episodes']['top1']:.1f} ±" in text and "linear probe, augmented" in text
+    encoder, _ = load_encoder(run)
+    again, _ = load_encoder(run)
+    assert all(torch.equal(one, other) for one, other in zip(encoder.parameters(), again.parameters(), strict=True))
+
+
+def test_two_evaluations_are_compared_photo_by_photo(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    of_a = evaluate(EvaluateConfig(**{**settings, "out": a}))
+    of_b = evaluate(EvaluateConfig(**{**settings, "checkpoint": "pixels", "image_size": 8, "out": b}))
+    cli.evaluate(["--compare", str(a), str(b)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"A = {a}" and said[2].startswith("linear probe: ") and said[3].startswith("kNN: ")
+    assert f"(A {of_a['linear_top1']:.1f}, B {of_b['linear_top1']:.1f}, p = " in said[2] and "18 photos" in said[2]
+    (b / "predictions.npz").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"holds no predictions\.npz"):
+        compare(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"protocols": "linear,knm"}, "--protocols 'knm' is unknown; did you mean knn"),
+        ({"few_shot": "5"}, "--few-shot must be WAYxSHOT"),
+        ({"few_shot": "3x16"}, "fewer than 16 training photos"),
+        ({"protocols": "anomaly"}, "needs a class 'good'"),
+        ({"protocols": "zero-shot"}, "has no text tower"),
+        ({"protocols": "fine-tune", "checkpoint": "pixels"}, "has nothing to train"),
+        ({"data": "torchvision:cifar"}, "did you mean cifar10"),
+    ],
+)
+def test_protocols_say_what_they_lack(settings: dict[str, Any], changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        evaluate(EvaluateConfig(**{**settings, "epochs": 1, **changes}))
+    assert "\n" not in str(caught.value) and not settings["out"].exists()
+
+
+def test_inspection_photos_are_scored_by_their_distance_to_good_ones(settings: dict[str, Any], tmp_path: Path) -> None:
+    """MVTec AD's layout: bags are good parts, trousers and sneakers the defects."""
+    source, photos = Path(settings["data"]), tmp_path / "mvtec"
+    shutil.copytree(source / "train/bag", photos / "train/good")
+    for kind, name in (("bag", "good"), ("trouser", "torn"), ("sneaker", "bent")):
+        shutil.copytree(source / "test" / kind, photos / "test" / name)
+    asked = {"data": str(photos), "protocols": "anomaly,knn", "checkpoint": "pixels", "image_size": 16}
+    found = evaluate(EvaluateConfig(**{**settings, **asked}))
+    assert found["anomaly_auroc"] > 80 and set(found["anomaly_per_class"]) == {"torn", "bent"}
+    assert found["split"] == "drawn"

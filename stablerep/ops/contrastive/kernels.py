@@ -15,7 +15,7 @@ from triton import knobs
 LOWEST = tl.constexpr(-1e30)  # below every score, and its difference to -inf is not NaN
 SIZES = ("num_q", "num_k", "self_at", "blocks_per_split", "num_splits")  # another batch is not another kernel
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
-STREAMED = tl.constexpr(None)  # in place of rows that are too long to stay in shared memory
+STREAMED = tl.constexpr(0)  # for rows too long for shared memory; None is nothing that Triton 3.6 can interpret
 HALF_RANGE = tl.constexpr(16384.0)  # float16 weights: 2 x this is below 65504, and 1e-9 of it still a normal number
 
 
