@@ -45,12 +45,8 @@ def adapt(**fields: Any) -> AdaptSummary:
     from stablerep.adapt.config import AdaptConfig
     from stablerep.adapt.run import adapt
     from stablerep.config import from_fields
-    from stablerep.generate.pipeline import open_pipeline
-    from stablerep.generate.samples import paint_samples
+    from stablerep.generate.samples import open_model, paint_samples
     from stablerep.train.stopping import listening
-
-    def open_model(model: str, device: Any, dtype: Any, model_config: str | None) -> Any:
-        return open_pipeline(model, device, (), dtype, model_config)
 
     return adapt(from_fields(AdaptConfig, fields), open_model, paint_samples, listening)
 

@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluate": PARTS,
     "export": PARTS | {"engines"},
     "search": PARTS | {"generate", "train", "evaluate"},
-    "poc": PARTS | {"generate", "train", "evaluate"},
+    "poc": PARTS | {"generate", "adapt", "train", "evaluate"},
     "report": PARTS | {"generate", "train", "evaluate", "__version__"},
     "doctor": LOW,
     "process": {"config", "__version__"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stablerep.cli.flags import HELP, HELP_ALL, parse_flags, show, take_folder, usage, with_cache_folders
 from stablerep.config import UserError, check_choice, parse, print_completion
@@ -100,12 +99,8 @@ def adapt(argv: Sequence[str] | None = None) -> None:
         config = parse_flags(AdaptConfig, argv, "stablerep-adapt")
         with importing():
             from stablerep.adapt.run import adapt, estimate
-            from stablerep.generate.pipeline import open_pipeline
-            from stablerep.generate.samples import paint_samples
+            from stablerep.generate.samples import open_model, paint_samples
             from stablerep.train.stopping import listening
-
-        def open_model(model: str, device: Any, dtype: Any, model_config: str | None) -> Any:
-            return open_pipeline(model, device, (), dtype, model_config)
 
         if config.dry_run:
             print(estimate(config, open_model, paint_samples))

@@ -1,4 +1,4 @@
-"""A few pictures of a pipeline as it is at this moment, on the host: what an adaptation shows on its way."""
+"""What an adaptation is handed: the model it begins with, and a few pictures of it as it is at a moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from stablerep.generate.config import GenerateConfig
 from stablerep.generate.online import paint_prompts
 from stablerep.generate.painter import open_painter
-from stablerep.generate.pipeline import Pipeline
+from stablerep.generate.pipeline import Pipeline, open_pipeline
 from stablerep.prompts import Prompt
 
 
@@ -35,3 +35,7 @@ def paint_samples(
     painter = open_painter(config, pipeline, pipeline.unet.device, guided=config.is_guided(asked))
     blocks = [asked[first : first + batch_size] for first in range(0, len(asked), batch_size)]
     return torch.cat([paint_prompts(painter, block, [0] * len(block))[0][:, 0].cpu() for block in blocks])
+
+
+def open_model(model: str, device: torch.device, dtype: torch.dtype, model_config: str | None) -> Pipeline:
+    return open_pipeline(model, device, (), dtype, model_config)

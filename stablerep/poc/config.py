@@ -108,6 +108,9 @@ class PocConfig:
     scheduler: str | None = None
     """As stablerep-gen's."""
 
+    adapt: FirstLook[Path | None] = None
+    """YAML file of stablerep-adapt's flags ({} for none): the generator first learns the photos to train on."""
+
     num_images_per_prompt: int | None = None
     """Pictures of each prompt. If not given 10, or more where the budget allows more than that of each."""
 
@@ -162,6 +165,8 @@ class PocConfig:
                 check_above_zero(self, name)
         if self.budget_usd is not None and self.usd_per_hour is None:
             raise UserError(f"--budget-usd {self.budget_usd:g} needs --usd-per-hour, what the machine costs")
+        if self.adapt and (self.budget_seconds or self.budget_usd):
+            raise UserError("--adapt goes with --budget-pictures: how long it learns is not known beforehand")
         if (self.budget_pictures or 0) > MOST_PICTURES:
             raise UserError(f"--budget-pictures must be at most {MOST_PICTURES}, got {self.budget_pictures}")
 

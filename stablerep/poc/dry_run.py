@@ -58,6 +58,7 @@ class Bill:
     rates: Rates
     watts: float | None
     usd_per_hour: float | None
+    adapts: bool = False
 
     @property
     def seconds(self) -> float:
@@ -78,7 +79,8 @@ class Bill:
         heading = f"{'':{width}} {'pictures':>10} {'steps':>9} {'seconds':>9}"
         heading += "" if self.watts is None else f" {'kWh':>9}"
         heading += "" if self.usd_per_hour is None else f" {'USD':>9}"
-        return "\n".join([heading, *lines, together, measured])
+        besides = ["without adapting the generator, which stablerep-adapt --dry-run measures"] if self.adapts else []
+        return "\n".join([heading, *lines, together, measured, *besides])
 
     def _price(self, seconds: float) -> str:
         kwh = "" if self.watts is None else f" {seconds * self.watts / JOULES_PER_KWH:>9.3g}"
@@ -102,7 +104,7 @@ def make_bill(plan: Plan, rates: Rates, config: PocConfig) -> Bill:
             items.append(Item(f"train {arm.name}", "train", arm.images, config.seeds * steps, seconds))
     looks = config.seeds * (len(plan.arms) + sum(several and arm.kind == "hybrid" for arm in plan.arms))
     items.append(Item("measure all", "evaluate", 0, 0, looks * rates.evaluate_seconds))
-    return Bill(tuple(items), rates, config.watts, config.usd_per_hour)
+    return Bill(tuple(items), rates, config.watts, config.usd_per_hour, config.adapt is not None)
 
 
 def measure_rates(config: PocConfig, settings: Settings, split: Split, prompts: Sequence[Prompt]) -> Rates:

@@ -20,6 +20,7 @@ from stablerep.config import UserError
 from stablerep.evaluate.run import evaluate
 from stablerep.generate.run import generate
 from stablerep.generate.summary import GenerateSummary
+from stablerep.poc.adaptation import adapted, adapting
 from stablerep.poc.config import PocConfig
 from stablerep.poc.dry_run import Bill, Rates, affordable, kept_rates, make_bill, measure_rates
 from stablerep.poc.inputs import Inputs, read_inputs, with_pretrained
@@ -35,17 +36,11 @@ POC, SPLIT, LEDGER = "poc.json", "split.csv", "ledger.json"
 FREE = ("out", "device", "dry_run", "watts", "usd_per_hour")  # what it runs on and costs, not what it computes
 FOREIGN = ("dataset.json", "checkpoints", "exported", "results.json")  # of the other commands
 
-Adapt = Callable[[Path, Path], ModelRef]
-"""(table of the photos to train on, folder to work in) to the generator that was adapted to them; resumable."""
-
 log = logging.getLogger("stablerep.poc")
 
 
-def run_poc(config: PocConfig, adapt: Adapt | None = None) -> dict[str, Any]:
+def run_poc(config: PocConfig) -> dict[str, Any]:
     """Carry out a proof of concept, or go on with it; what poc.json holds is returned.
-
-    Args:
-        adapt: makes the generator one's own first; None paints with --model as it is.
 
     Raises:
         UserError: what the config asks for cannot be done, or the folder is another run's.
@@ -66,7 +61,7 @@ def run_poc(config: PocConfig, adapt: Adapt | None = None) -> dict[str, Any]:
     if not (out / run_folder.CONFIG).exists():
         configs.save(config, out / run_folder.CONFIG)
     plan.write(out)
-    work = Work(config, inputs, plan, out, adapt)
+    work = Work(config, inputs, plan, out)
     measured = work.carry_out()
     poc = make_summary(config, inputs, plan, work.ledger.entries, measured, work.risks, work.commands, work.device)
     atomic.write(out / POC, json.dumps(poc, indent=1) + "\n")
@@ -111,8 +106,11 @@ def _plan(config: PocConfig, inputs: Inputs, budget: int) -> Plan:
 class Work:
     """The steps of a plan in their order; each is a call that goes on where it was stopped."""
 
-    def __init__(self, config: PocConfig, inputs: Inputs, plan: Plan, out: Path, adapt: Adapt | None) -> None:
-        self.config, self.inputs, self.plan, self.out, self.adapt = config, inputs, plan, out, adapt
+    def __init__(self, config: PocConfig, inputs: Inputs, plan: Plan, out: Path) -> None:
+        self.config, self.inputs, self.plan, self.out = config, inputs, plan, out
+        self.adapting = None
+        if config.adapt:
+            self.adapting = adapting(config, inputs.settings, out / "tables" / "adapt.csv", out / "adapted")
         with distributed.start(config.device) as device:
             self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             self.ledger = Ledger(out / LEDGER, config.watts, device)
@@ -124,15 +122,13 @@ class Work:
     def carry_out(self) -> list[Measured]:
         trained = [arm for arm in self.plan.arms if arm.is_trained]
         looks = len(self.plan.arms) + len(self._chosen_among)
-        self._most = len(self.plan.prompts) + self.config.seeds * (len(trained) + looks) + bool(self.adapt)
+        self._most = len(self.plan.prompts) + self.config.seeds * (len(trained) + looks) + bool(self.adapting)
         model = None
-        if (adapt := self.adapt) is not None:
-            table = self.out / "tables" / "adapt.csv"
-            write_table(table, self.inputs.split.of(TRAIN))
-            photos = len(self.inputs.split.of(TRAIN))
-            model = self._step(
-                "adapt", "adapt", "adapt the generator", photos, lambda: adapt(table, self.out / "adapted")
-            )
+        if (asked := self.adapting) is not None:
+            photos = self.inputs.split.of(TRAIN)
+            write_table(Path(asked.photos), photos)
+            self.commands.append(command(asked))
+            model = self._step("adapt", "adapt", "adapt the generator", len(photos), lambda: adapted(asked))
         for part in range(len(self.plan.prompts)):
             self._paint(part, model)
         seeds = range(self.config.seed, self.config.seed + self.config.seeds)
@@ -188,7 +184,7 @@ class Work:
     def _paint_seconds(self, parts: int | None = None) -> float:
         """Of the first parts, with all of what adapting took; None: of all parts."""
         names = [f"paint {self.plan.part_name(part)}" for part in range(len(self.plan.prompts))[:parts]]
-        adapted = self.ledger.entries["adapt"].seconds if self.adapt else 0.0
+        adapted = self.ledger.entries["adapt"].seconds if self.adapting else 0.0
         return adapted + sum(map(self.ledger.seconds, names))
 
     def _measure(self, arm: Arm, seed: int) -> Measured:

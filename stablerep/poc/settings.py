@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import yaml
 
 from stablerep import config as configs
+from stablerep.adapt.config import AdaptConfig
 from stablerep.config import UserError, check_choice, flag_of
 from stablerep.evaluate.config import EvaluateConfig
 from stablerep.generate.config import GenerateConfig
@@ -25,7 +26,8 @@ OWN_OF_TRAIN = ("data", "out", "online", "seed", "dry_run", "usd_per_hour")
 RECIPE_IMAGES = 10  # of a prompt; GenerateConfig's own
 SYNTHETIC, REAL, SUPERVISED = "stablerep", "simclr", "supcon"
 PROGRAMS: dict[type, str] = {
-    GenerateConfig: "stablerep-gen", TrainConfig: "stablerep-train", EvaluateConfig: "stablerep-eval",
+    GenerateConfig: "stablerep-gen", AdaptConfig: "stablerep-adapt", TrainConfig: "stablerep-train",
+    EvaluateConfig: "stablerep-eval",
 }  # fmt: skip
 
 
@@ -87,8 +89,8 @@ def read_settings(config: PocConfig) -> Settings:
     Raises:
         UserError: a file that cannot be read, an unknown field, or one that each step is given anyway.
     """
-    generate = _read("--generate", GenerateConfig, config.generate, OWN_OF_GENERATE) if config.generate else {}
-    train = _read("--train", TrainConfig, _train_file(config.train), OWN_OF_TRAIN)
+    generate = read_flags("--generate", GenerateConfig, config.generate, OWN_OF_GENERATE) if config.generate else {}
+    train = read_flags("--train", TrainConfig, _train_file(config.train), OWN_OF_TRAIN)
     if (objective := train.pop("objective", SYNTHETIC)) != SYNTHETIC:
         raise UserError(
             f"--train {config.train} sets objective {objective}; each encoder has its own: leave it out, or train it "
@@ -120,7 +122,7 @@ def _train_file(text: str) -> Path:
     return path
 
 
-def _read(flag: str, cls: type, path: Path, own: tuple[str, ...]) -> dict[str, Any]:
+def read_flags(flag: str, cls: type, path: Path, own: tuple[str, ...]) -> dict[str, Any]:
     """The fields of a YAML file of a command's flags."""
     try:
         values = yaml.safe_load(Path(path).expanduser().read_text())

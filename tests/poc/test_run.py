@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-import stablerep
 from stablerep.config import UserError, to_dict
 from stablerep.poc.config import PocConfig
 from stablerep.poc.inputs import with_pretrained
 from stablerep.poc.run import estimate, run_poc
-from stablerep.poc.settings import ModelRef
 from stablerep.poc.summary import read_right, table
 from stablerep.shards import read_pictures
 from tests.hub_cache import in_cache
@@ -92,18 +90,18 @@ def test_a_command_of_it_finds_its_own_folder_done(tiny: Tiny, tmp_path: Path) -
 
 
 def test_an_adapted_generator_paints(tiny: Tiny, tmp_path: Path) -> None:
-    seen: list[tuple[Path, Path]] = []
-
-    def adapt(photos: Path, folder: Path) -> ModelRef:
-        seen.append((photos, folder))
-        return ModelRef(str(stablerep.default_generator()))
-
-    poc = run_poc(tiny(equal_cost=False, arms=("real", "synthetic")), adapt)
-    ((photos, folder),) = seen
-    assert photos.read_text().count(",train") == 9 and ",test" not in photos.read_text()
-    assert folder == tmp_path / "out/adapted"
-    assert f"--model {stablerep.default_generator()}" in poc["commands"][0]
+    asked = tmp_path / "adapt.yaml"
+    asked.write_text("rank: 2\nsteps: 2\nupscale: true\nsample_every: 0\nheld_out: 0.2\nvalidate_every: 1\n")
+    poc = run_poc(tiny(equal_cost=False, arms=("real", "synthetic"), adapt=asked))
+    table = (tmp_path / "out/tables/adapt.csv").read_text()
+    assert table.count(",train") == 9 and ",test" not in table
+    first, second = poc["commands"][:2]
+    assert first.startswith("stablerep-adapt --photos ") and "--rank 2" in first
+    assert f"--lora {tmp_path / 'out/adapted'}:1" in second
     assert poc["costs"]["steps"][0]["kind"] == "adapt"
+    shards = stamps(tmp_path / "out", "painted/*/*")
+    assert run_poc(tiny(equal_cost=False, arms=("real", "synthetic"), adapt=asked)) == poc
+    assert stamps(tmp_path / "out", "painted/*/*") == shards
 
 
 def test_a_dry_run_bills_and_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
