@@ -52,7 +52,7 @@ class PocConfig:
     usd_per_hour: FirstLook[float | None] = None
     """What the machine costs."""
 
-    watts: FirstLook[float | None] = None
+    watts: float | None = None
     """What the machine draws. If not given, NVML's counter of the GPU; without a GPU no energy is reported."""
 
     dry_run: FirstLook[bool] = False
@@ -67,7 +67,7 @@ class PocConfig:
     real_share: FirstLook[tuple[float, ...]] = (0.25, 0.5, 0.75)
     """Of `hybrid`: which part of the pictures is real. The validation photos choose among several."""
 
-    pretrained: FirstLook[tuple[str, ...]] = ()
+    pretrained: tuple[str, ...] = ()
     """Of `pretrained`: names of timm (resnet50.a1_in1k) or files. If not given, timm's weights of --arch where they are
     on disk; nothing is fetched then."""
 

@@ -46,7 +46,8 @@ def five_steps(arch: str) -> tuple[list[float], list[np.ndarray], dict[str, np.n
         loss.backward()
         gradients = gradients or [weight.grad.numpy().copy() for weight in model.parameters()]
         losses.append(loss.item())
-        optimiser.update(adamw, 1e-3)
+        optimiser.set_learning_rate(adamw, 1e-3)
+        optimiser.apply_gradients(adamw)
     return losses, gradients, {name: value.numpy() for name, value in model.state_dict().items()}
 
 

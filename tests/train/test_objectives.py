@@ -90,7 +90,8 @@ def five_steps(config: TrainConfig) -> tuple[list[float], dict[str, np.ndarray],
         loss.backward()
         losses.append(loss.item())
         gradients = gradients or gradients_of(model)
-        optimiser.update(adamw, 1e-3)
+        optimiser.set_learning_rate(adamw, 1e-3)
+        optimiser.apply_gradients(adamw)
         if config.synclr.ema_teacher:
             model.update_teacher((step + 1) / 5)  # type: ignore[operator]
     return losses, gradients, {name: value.numpy() for name, value in model.state_dict().items()}
