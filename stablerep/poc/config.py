@@ -35,8 +35,8 @@ class PocConfig:
     """Folder of the proof of concept. Given again with the same settings, it goes on where it stopped."""
 
     measure_on: FirstLook[str | None] = None
-    """Measure on this labelled set, as stablerep-eval takes it for --data, in place of photos kept aside of --real,
-    which then needs no labels."""
+    """Measure on this labelled set, not on photos kept aside of --real. It is what stablerep-eval takes as --data;
+    --real then needs no labels."""
 
     BUDGET: ClassVar = "Budget: at least one of the first three"
 
@@ -109,7 +109,7 @@ class PocConfig:
     """As stablerep-gen's."""
 
     adapt: FirstLook[Path | None] = None
-    """YAML file of stablerep-adapt's flags ({} for none): the generator first learns the photos to train on."""
+    """First teach the generator the photos to train on, by a YAML file of stablerep-adapt's flags; it may hold {}."""
 
     num_images_per_prompt: int | None = None
     """Pictures of each prompt. If not given 10, or more where the budget allows more than that of each."""
