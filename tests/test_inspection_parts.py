@@ -45,6 +45,15 @@ def test_every_caption_is_a_prompt_with_its_label(folder: Path) -> None:
             assert prompts[row["caption"]] == row["label"]
 
 
+def test_labels_may_be_the_kinds_of_part(tmp_path: Path) -> None:
+    parts.write(tmp_path, train=16, test=8, size=32, seed=3, label="kind")
+    prompts = read_prompts(tmp_path / "prompts.csv")
+    assert len({prompt.label for prompt in prompts}) == 8
+    with (tmp_path / "photos.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert Path(row["path"]).name.startswith(row["label"])
+
+
 def test_the_same_seed_draws_the_same_and_another_one_others(folder: Path) -> None:
     part, pixels = parts.photos("train", 3, 32, 3)[2]
     again = parts.photos("train", 3, 32, 3)[2]

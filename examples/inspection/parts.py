@@ -3,7 +3,8 @@
     python -m examples.inspection.parts --out runs/parts
 
 writes OUT/train/CLASS/ and OUT/test/CLASS/ (good, dent, hole, scratch, stain), the table photos.csv (path, label,
-split, caption) and prompts.csv. Test photos are taken under light from other sides, and by a noisier camera.
+split, caption) and prompts.csv. Its labels are the states, or with --label kind which of the eight parts it is.
+Test photos are taken under light from other sides, and by a noisier camera.
 Each photo is a function of (seed, split, number).
 """
 
@@ -39,6 +40,10 @@ class Part:
     label: str  # of CLASSES
 
     @property
+    def kind(self) -> str:
+        return f"{self.material}_{self.shape}"
+
+    @property
     def caption(self) -> str:
         state = [WORDS[self.label]] if self.label in WORDS else []
         thing = ["a", *state, "metal", self.shape] if self.material == "metal" else [*state, self.shape, "cloth"]
@@ -71,21 +76,24 @@ def photos(split: str, count: int, size: int, seed: int) -> list[tuple[Part, NDA
     ]
 
 
-def write(out: Path, *, train: int, test: int, size: int, seed: int) -> None:
+def write(out: Path, *, train: int, test: int, size: int, seed: int, label: str = "state") -> None:
+    def label_of(part: Part) -> str:
+        return part.kind if label == "kind" else part.label
+
     table = io.StringIO()
     rows = csv.writer(table)
     rows.writerow(("path", "label", "split", "caption"))
     for split, count in (("train", train), ("test", test)):
         for number, (part, pixels) in enumerate(photos(split, count, size, seed)):
-            path = Path(split, part.label, f"{part.material}_{part.shape}_{number:04}.png")
+            path = Path(split, part.label, f"{part.kind}_{number:04}.png")
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(out / path)
-            rows.writerow((path, part.label, split, part.caption))
+            rows.writerow((path, label_of(part), split, part.caption))
     atomic.write(out / "photos.csv", table.getvalue())
     prompts = io.StringIO()
     rows = csv.writer(prompts)
     rows.writerow(("prompt", "label"))
-    rows.writerows((part.caption, part.label) for part in all_parts())
+    rows.writerows((part.caption, label_of(part)) for part in all_parts())
     atomic.write(out / "prompts.csv", prompts.getvalue())
 
 
@@ -108,10 +116,11 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=200, help="training photos")
     parser.add_argument("--test", type=int, default=1000, help="test photos, taken under other conditions")
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--label", choices=("state", "kind"), default="state", help="what the classes are")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    write(args.out, train=args.train, test=args.test, size=args.size, seed=args.seed)
+    write(args.out, train=args.train, test=args.test, size=args.size, seed=args.seed, label=args.label)
     for split in SPLITS:
         contact_sheet(split, args.size, args.seed).save(args.out / f"{split}.png")
     print(f"{args.train} training photos, {args.test} test photos, prompts.csv and two contact sheets in {args.out}")

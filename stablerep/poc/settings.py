@@ -146,6 +146,7 @@ def command(config: Any) -> str:
     for _, field in configs.flat_fields(type(config)):
         value, flag = values[field.name], flag_of(field.name)
         default = None if field.default is dataclasses.MISSING else field.default
+        default = str(default) if isinstance(default, Path) else default
         if value == (list(default) if isinstance(default, tuple) else default):
             continue
         if isinstance(value, bool):
