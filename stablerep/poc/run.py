@@ -115,7 +115,7 @@ class Work:
             self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             self.ledger = Ledger(out / LEDGER, config.watts, device)
         self.commands: list[str] = []
-        self.risks = {"duplicates": inputs.split.duplicates, "damaged": 0, "rejected": 0}
+        self.risks = {"duplicates": 0, "photo_copies": inputs.split.duplicates, "damaged": 0, "rejected": 0}
         self._console = Console(stderr=True, highlight=False)
         self._steps = 0
 
@@ -156,6 +156,7 @@ class Work:
         assert isinstance(summary, GenerateSummary)
         if summary.problem:
             raise UserError(f"painting failed: {summary.problem}")
+        self.risks["duplicates"] += summary.screened.get("duplicate", 0)
         self.risks["rejected"] += max(0, images - summary.images)
 
     def _train(self, arm: Arm, seed: int) -> None:
