@@ -67,6 +67,7 @@ def test_the_script_makes_a_pipeline_that_diffusers_opens(tmp_path: Path, monkey
     assert np.asarray(picture).shape == (32, 32, 3)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_the_same_in_every_process() -> None:
     # Numbers given in the order of a hash map once differed from run to run, and a resumed training with them.
     program = (

@@ -62,7 +62,7 @@ def test_a_graph_in_half_precision_has_no_mixed_types(tmp_path: Path) -> None:
 
 
 @needs_rtx
-@pytest.mark.parametrize("kind", ["sd-lcm", "sdxl-lcm"])
+@pytest.mark.parametrize("kind", ["sd-lcm", pytest.param("sdxl-lcm", marks=pytest.mark.slow)])
 def test_trt_builds_plans_in_half_precision(kind: str, tmp_path: Path) -> None:
     tiny_models.save(kind, tmp_path / "model", unet=SMALLEST)
     specs = module_specs(open_pipeline(str(tmp_path / "model"), CPU, dtype=torch.float16))

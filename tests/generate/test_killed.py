@@ -66,6 +66,7 @@ def test_one_of_three_that_share_a_folder(prompts: Path, tmp_path: Path) -> None
         assert sum(made_here for _, made_here in made) <= 8  # the killed one's are missing: none was painted twice
 
 
+@pytest.mark.slow
 def test_killed_before_each_file_operation(prompts: Path, tmp_path: Path) -> None:
     two_shards = {"prompts_per_shard": 2}
     folders, killed = drive("steps", prompts, tmp_path, **two_shards)

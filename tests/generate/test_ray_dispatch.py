@@ -137,6 +137,7 @@ def test_a_block_that_kills_its_actors_is_left_out(
     assert not verify(tmp_path / "out").problems
 
 
+@pytest.mark.slow
 def test_a_model_that_opens_nowhere(two_processors: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.txt").write_text("a bag\n")
     argv = ["--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out"), "--model", str(tmp_path)]
@@ -230,6 +231,7 @@ def is_agent(pid: int) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_the_driver_is_killed(tmp_path: Path) -> None:
     prompts, out = tmp_path / "p.txt", tmp_path / "out"
     prompts.write_text("\n".join(f"a photo of a {name}" for name in ("boot", "bag", "coat", "shirt") * 8))

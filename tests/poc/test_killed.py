@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stablerep.config import to_dict
 from stablerep.poc.config import PocConfig
 
@@ -26,6 +28,7 @@ def without_costs(poc: dict[str, Any]) -> dict[str, Any]:
     return {"arms": arms, "data": poc["data"], "risks": poc["risks"], "hybrid": poc["chosen_hybrid"]}
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_numbers(tiny: Callable[..., PocConfig], tmp_path: Path) -> None:
     config = tiny(arms=("real", "synthetic"))
     fields = {name: value for name, value in to_dict(config).items() if name != "out" and value is not None}
