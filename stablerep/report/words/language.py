@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Words:
         elif value >= 1 or value == 0:
             text = f"{value:,.2f}"
         else:
-            text = f"{value:.2g}" if value >= 1e-4 else f"{value:.1e}"
+            text = f"{Decimal(f'{value:.2g}'):f}"  # never 6.3e-07
         return self("number.usd", n=text)
 
     def points(self, value: float) -> str:
