@@ -25,6 +25,7 @@ import stablerep
 from examples.fashion.captions import Caption, measure_steps
 from examples.fashion.vae import encode
 from stablerep.data.labelled import LabelledSet, fashion_mnist
+from stablerep.evaluate.quality.frechet import frechet_distance
 from stablerep.shards import read_pictures
 
 GUIDANCE_SCALES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -68,8 +69,8 @@ def main() -> None:
 
     result = {
         "judge_top1": accuracy,
-        "distance_real_train": frechet(test_features, judge_features(judge, grey(real_train.images))[0]),
-        "distance_vae": frechet(test_features, judge_features(judge, grey(through_vae(args.pipeline, real_test)))[0]),
+        "distance_real_train": distance(test_features, judge_features(judge, grey(real_train.images))[0]),
+        "distance_vae": distance(test_features, judge_features(judge, grey(through_vae(args.pipeline, real_test)))[0]),
         "num_images": args.num_images,
         "num_inference_steps": args.num_inference_steps,
         "scheduler": args.scheduler,
@@ -93,7 +94,7 @@ def main() -> None:
         row = {
             "guidance_scale": scale,
             "class_found": 100 * (classes == garments).mean(),
-            "distance": frechet(test_features, features),
+            "distance": distance(test_features, features),
             "images_per_second": summary.images_made / summary.seconds,
         }
         result["guidance"].append(row)
@@ -158,15 +159,8 @@ def through_vae(pipeline: Path, photos: LabelledSet) -> np.ndarray:
     return images.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance of two feature sets [N, D], Heusel et al. 2017, eq. 6."""
-    mean = np.square(a.mean(0) - b.mean(0)).sum()
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # tr sqrt(A B) through the symmetric sqrt(A) B sqrt(A): real, and no general matrix root.
-    values, vectors = np.linalg.eigh(cov_a)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    return float(mean + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+def distance(a: np.ndarray, b: np.ndarray) -> float:  # [N, 128], [M, 128]
+    return frechet_distance(torch.from_numpy(a), torch.from_numpy(b))
 
 
 def decoded(out: Path) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stablerep import distributed
 from stablerep.config import UserError
@@ -17,6 +17,7 @@ from stablerep.data.index import index_images
 from stablerep.data.labelled import LabelledFiles, open_labelled
 from stablerep.evaluate.features import Features, create_baseline, features_of, is_baseline
 from stablerep.evaluate.probes import knn_top1
+from stablerep.evaluate.quality.frechet import frechet_distance
 from stablerep.models import InputTransform, load_encoder
 from stablerep.prompts.text import caption_key
 from stablerep.search.config import SearchConfig
@@ -74,6 +75,8 @@ class FeatureProxy:
             pictures = pictures_of(painted, photos.class_names, MOST_PICTURES)
             ours = self._seen(pictures, device)
             if self.kind == "frechet":
+                if min(len(theirs.x), len(ours.x)) < 2:
+                    raise UserError(f"--proxy frechet needs two pictures on each side; {painted} has {len(ours.x)}")
                 return -frechet_distance(theirs.x, ours.x)
             named = ours.y >= 0
             if not named.any():
@@ -99,29 +102,3 @@ def pictures_of(painted: Path, classes: tuple[str, ...], most: int) -> LabelledF
 def class_key(name: str) -> str:
     """The same for a class as a folder and as a person writes it: Ankle_boot is "ankle boot"."""
     return caption_key(name.replace("_", " ").replace("-", " "))
-
-
-def frechet_distance(
-    a: Tensor,  # [N, D] float
-    b: Tensor,  # [M, D]
-) -> float:
-    """|mean difference|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances, in float64 (Heusel et al. 2017).
-
-    With the covariances as X'X and Y'Y the last trace is the sum of the singular values of X Y': it needs no root of a
-    matrix, and neither N nor M need exceed D.
-
-    Raises:
-        UserError: fewer than two pictures on a side.
-    """
-    if min(len(a), len(b)) < 2:
-        raise UserError(f"a Fréchet distance needs two pictures on each side, got {len(a)} and {len(b)}")
-    a, b = a.double(), b.double()
-    x, y = (_root_of_covariance(each) for each in (a, b))
-    shared = torch.linalg.svdvals(x @ y.T).sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * shared
-    return max(distance.item(), 0.0)  # rounding may leave -1e-15 of equal sets
-
-
-def _root_of_covariance(x: Tensor) -> Tensor:  # [N, D] -> [min(N, D), D], R'R = covariance
-    centred = (x - x.mean(0)) / (len(x) - 1) ** 0.5
-    return torch.linalg.qr(centred, mode="r").R if len(x) > x.shape[1] else centred

@@ -22,19 +22,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:  # [N, D], [M, D] float
     """
     if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"two sets of two or more rows of one width are needed, got {list(a.shape)}, {list(b.shape)}")
-    a, b = sorted((a, b), key=len)
     mean_a, mean_b = _mean(a), _mean(b)
-    # Of F with F^T F = A, the eigenvalues of F B F^T are those of A B: real, and found in float64's full precision.
-    few_a, few_b = (len(x) <= x.shape[1] for x in (a, b))
-    factor = _rows(a, mean_a) if few_a else _root(_covariance(a, mean_a))
-    if few_b:
-        across = _rows(b, mean_b) @ factor.T
-        product, trace_b = across.T @ across, _rows(b, mean_b).square().sum()
-    else:
-        covariance = _covariance(b, mean_b)
-        product, trace_b = factor @ covariance @ factor.T, covariance.trace()
-    cross = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
-    return max(0.0, ((mean_a - mean_b).square().sum() + factor.square().sum() + trace_b - 2 * cross).item())
+    factor_a, factor_b = _factor(a, mean_a), _factor(b, mean_b)
+    # With A = F'F and B = G'G the root's trace is the sum of the singular values of F G', whose squares would round.
+    cross = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
+    apart = (mean_a - mean_b).square().sum() + factor_a.square().sum() + factor_b.square().sum()
+    return max(0.0, (apart - 2 * cross).item())
 
 
 @dataclass(frozen=True)
@@ -80,9 +73,11 @@ def _mean(x: Tensor) -> Tensor:  # [N, D] -> [D] float64
     return sum((rows.double().sum(0) for rows in x.split(BLOCK)), x.new_zeros((), dtype=torch.float64)) / len(x)
 
 
-def _rows(x: Tensor, mean: Tensor) -> Tensor:  # [N, D] -> [N, D] float64
-    """F with F^T F = the covariance, of few rows: these themselves."""
-    return (x.double() - mean) / (len(x) - 1) ** 0.5
+def _factor(x: Tensor, mean: Tensor) -> Tensor:  # [N, D] -> [min(N, D), D] float64
+    """F with F'F = the covariance: of few rows these themselves."""
+    if len(x) <= x.shape[1]:
+        return (x.double() - mean) / (len(x) - 1) ** 0.5
+    return _root(_covariance(x, mean))
 
 
 def _covariance(x: Tensor, mean: Tensor) -> Tensor:  # [N, D] -> [D, D] float64

@@ -39,6 +39,26 @@ def test_frechet_distance_is_that_of_scipy_and_torch_fidelity(sides: Sides, n: i
     assert found == pytest.approx(frechet_distance(b, a), rel=1e-9)
 
 
+@pytest.mark.parametrize(("n", "m", "width"), [(200, 150, 8), (40, 300, 16), (1000, 1000, 5)])
+def test_frechet_distance_is_the_textbooks(n: int, m: int, width: int) -> None:
+    draw = np.random.default_rng(n)
+    a = draw.normal(size=(n, width)) @ draw.normal(size=(width, width))
+    b = draw.normal(1, 2, size=(m, width)) @ draw.normal(size=(width, width))
+    one, other = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(one + other - 2 * scipy.linalg.sqrtm(one @ other).real)
+    assert frechet_distance(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected, rel=1e-8)
+
+
+def test_frechet_distance_of_fewer_pictures_than_features() -> None:
+    a = torch.randn(6, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + 3) == pytest.approx(9 * 50, rel=1e-9)  # the means alone
+    wide = torch.cat([a, torch.zeros(6, 30)], 1)  # features that are always 0 change nothing
+    b = torch.randn(7, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    padded = torch.cat([b, torch.zeros(7, 30)], 1)
+    assert frechet_distance(wide, padded) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
 def test_frechet_distance_of_known_gaussians() -> None:
     generator = torch.Generator().manual_seed(1)
     a = torch.randn(200_000, 3, generator=generator)
