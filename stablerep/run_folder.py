@@ -15,14 +15,19 @@ MEND = "choose another --out, or the same value to go on"
 Config = TypeVar("Config")
 
 
-def read_config(cls: type[Config], out: Path) -> Config | None:
+def read_config(cls: type[Config], out: Path, what: str) -> Config | None:
     """The config of the run that `out` holds; None where it holds none.
 
+    what is how a line names such a run: "evaluation".
+
     Raises:
-        UserError, TypeError: the config of another command.
+        UserError: the config of another command.
     """
     path = out / CONFIG
-    return configs.load(cls, path) if path.exists() else None
+    try:
+        return configs.load(cls, path) if path.exists() else None
+    except (UserError, TypeError) as error:
+        raise UserError(f"--out {out} holds another run, no {what}; choose another --out") from error
 
 
 def check_same_run(out: Path, earlier: Config | None, config: Config, free: Collection[str], mend: str = MEND) -> None:

@@ -110,7 +110,7 @@ def is_begun(config: AdaptConfig) -> bool:
     Raises:
         UserError: it is another run's, or holds files that are no run's.
     """
-    earlier = run_folder.read_config(AdaptConfig, config.out)
+    earlier = run_folder.read_config(AdaptConfig, config.out, "adaptation")
     run_folder.check_same_run(config.out, earlier, config, FREE)
     if earlier is None:
         run_folder.refuse_foreign_files(config.out, [path.name for path in config.out.glob("*")])

@@ -193,10 +193,7 @@ def _check_protocols(config: EvaluateConfig) -> None:
 
 def _check_folder(out: Path, config: EvaluateConfig) -> None:
     """Raise a UserError unless --out is free, or the folder of this evaluation."""
-    try:
-        earlier = run_folder.read_config(EvaluateConfig, out)
-    except (UserError, TypeError) as error:  # a training run's, for example
-        raise UserError(f"--out {out} holds another run, no evaluation; choose another --out") from error
+    earlier = run_folder.read_config(EvaluateConfig, out, "evaluation")
     run_folder.check_same_run(out, earlier, config, FREE)
     if earlier is None and (out / RESULTS).exists():
         raise UserError(f"--out {out} holds a {RESULTS} that is no evaluation's; choose another --out")

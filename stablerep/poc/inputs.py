@@ -37,7 +37,7 @@ def with_pretrained(config: PocConfig) -> PocConfig:
     """The config with the weights of timm that --arch has on disk, where none are named; else without that arm."""
     if "pretrained" not in config.arms or config.pretrained:
         return config
-    if earlier := run_folder.read_config(PocConfig, Path(config.out)):
+    if earlier := run_folder.read_config(PocConfig, Path(config.out), "proof of concept"):
         return replace(config, pretrained=earlier.pretrained)
     import timm
     from huggingface_hub import try_to_load_from_cache

@@ -88,10 +88,7 @@ def estimate(config: PocConfig) -> Bill:
 
 def check_folder(config: PocConfig, out: Path) -> None:
     """Raise a UserError unless --out is free, or the folder of this proof of concept."""
-    try:
-        earlier = run_folder.read_config(PocConfig, out)
-    except (UserError, TypeError) as error:
-        raise UserError(f"--out {out} holds another run, no proof of concept; choose another --out") from error
+    earlier = run_folder.read_config(PocConfig, out, "proof of concept")
     if earlier is not None and not config.pretrained:  # what was found on disk then
         config = replace(config, pretrained=earlier.pretrained)
     run_folder.check_same_run(out, earlier, config, FREE)

@@ -107,10 +107,7 @@ def begin(plan: Plan, out: Path) -> None:
 def _check_folder(config: SearchConfig) -> None:
     out = Path(config.out)
     check_folder("--out", out)
-    try:
-        earlier = run_folder.read_config(SearchConfig, out)
-    except (UserError, TypeError) as error:
-        raise UserError(f"--out {out} holds another run, no search; choose another --out") from error
+    earlier = run_folder.read_config(SearchConfig, out, "search")
     run_folder.check_same_run(out, earlier, config, FREE)
 
 

@@ -44,7 +44,7 @@ def is_begun(config: TrainConfig) -> bool:
         UserError: the folder is another run's, or holds files that are no run's.
     """
     out = Path(config.out)
-    earlier = run_folder.read_config(TrainConfig, out)
+    earlier = run_folder.read_config(TrainConfig, out, "training")
     ended = (out / "exported").exists()
     mend = f"it has ended; to train on from its weights, give another --out and --init {out}"
     run_folder.check_same_run(out, earlier, config, FREE, mend if ended else run_folder.MEND)

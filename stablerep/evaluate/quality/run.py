@@ -160,10 +160,7 @@ def _domain_gap(gap: DomainGap, synthetic: PictureSet, count: int, out: Path) ->
 
 
 def _check_folder(out: Path, config: QualityConfig) -> None:
-    try:
-        earlier = run_folder.read_config(QualityConfig, out)
-    except (UserError, TypeError) as error:  # a training run's, for example
-        raise UserError(f"--out {out} holds another run, no comparison; choose another --out") from error
+    earlier = run_folder.read_config(QualityConfig, out, "comparison")
     run_folder.check_same_run(out, earlier, config, FREE)
     if earlier is None and (out / RESULTS).exists():
         raise UserError(f"--out {out} holds a {RESULTS} that is no comparison's; choose another --out")
